@@ -1,0 +1,99 @@
+"""One MHPA layer as data: who owns the parameters does not matter, what it computes does.
+
+A description is made anew for every forward, from the module that owns the parameters, so that it never holds a stale
+one. :func:`mvit_kernels.mhpa.forward` runs it with kernels, :func:`mvit_kernels.reference.multi_head_pooling_attention`
+spells it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .problem import Pool
+from .rel_pos_tables import IndexFormula
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One projection for q, k and v: weight (3*A, C), rows ordered [q | k | v], each [heads][head dim]."""
+
+    linear: nn.Linear
+
+
+@dataclass(frozen=True)
+class Separate:
+    """A projection each for q, k and v: weights (A, C)."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
+
+@dataclass(frozen=True)
+class PoolNorm:
+    """One pooling branch with its parameters; shapes as in :func:`mvit_kernels.ops.pool3d_norm`."""
+
+    pool: Pool
+    weight: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm_eps: float | None = None
+
+
+@dataclass(frozen=True)
+class RelPos:
+    """Stored relative-position tables (L, D) per axis, None where an axis has none, and the library's index formula."""
+
+    t: Tensor | None
+    h: Tensor | None
+    w: Tensor | None
+    index: IndexFormula
+
+
+@dataclass(frozen=True)
+class MHPA:
+    """Multi-Head Pooling Attention.
+
+    Attributes:
+        heads: number of heads H; the head dim is A / H.
+        scale: factor on q k^T.
+        has_cls: token 0 is a cls token.
+        qkv: the input projections, C -> A each.
+        out: what turns merged heads (B, Nq, A) into the layer's output (projection and dropout).
+        pool_q, pool_k, pool_v: None where the branch is not pooled (and then not normalised either).
+        rel_pos: MViTv2's decomposed relative position, or None.
+        residual: "none", "all" or "no_cls": where the pooled q is added to the attended values.
+        pool_first: pool the input tokens, folded into `pool_heads` heads, before the projections.
+        pool_heads: heads that the input is folded into with pool_first; 1 for per-channel filters.
+    """
+
+    heads: int
+    scale: float
+    has_cls: bool
+    qkv: Fused | Separate
+    out: Callable[[Tensor], Tensor]
+    pool_q: PoolNorm | None
+    pool_k: PoolNorm | None
+    pool_v: PoolNorm | None
+    rel_pos: RelPos | None = None
+    residual: str = "none"
+    pool_first: bool = False
+    pool_heads: int = 1
+
+    @property
+    def pooled(self) -> bool:
+        return any(branch is not None for branch in (self.pool_q, self.pool_k, self.pool_v))
+
+    @property
+    def uses_touched_tokens(self) -> bool:
+        """k and v are projected only where their pooling reads (strides larger than the kernel)."""
+        return (
+            not self.pool_first
+            and self.pool_k is not None
+            and self.pool_v is not None
+            and self.pool_k.pool == self.pool_v.pool
+            and self.pool_k.pool.skips_tokens
+        )
