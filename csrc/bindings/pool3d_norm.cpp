@@ -1,0 +1,145 @@
+// mvit_kernels::pool3d_norm and mvit_kernels::qkv_pool3d_norm on the CPU.
+#include "bindings/tensors.h"
+
+namespace mvit::bindings {
+namespace {
+
+PoolMode mode_of(const char *op, const std::string &mode) {
+    STD_TORCH_CHECK(mode == "conv" || mode == "avg" || mode == "max", op, ": mode \"", mode,
+                    "\", it must be conv, avg or max");
+    return mode == "conv" ? PoolMode::conv : mode == "avg" ? PoolMode::avg : PoolMode::max;
+}
+
+// The arguments of a call, one entry (or three sizes) per branch.
+struct Arguments {
+    std::vector<Tensor> x;
+    std::vector<int64_t> thw;
+    bool has_cls;
+    std::vector<std::string> mode;
+    std::vector<int64_t> kernel, stride, padding;
+    std::vector<std::optional<Tensor>> weight, norm_weight, norm_bias;
+    std::vector<std::optional<double>> norm_eps;
+};
+
+std::vector<Tensor> pool(const char *op, Arguments a) {
+    const size_t branches = a.x.size();
+    STD_TORCH_CHECK(branches >= 1 && branches <= size_t(kMaxPoolBranches), op, ": ", branches,
+                    " tensors in x, there must be 1 to ", kMaxPoolBranches);
+    const auto check_length = [&](const char *argument, size_t length, size_t wanted) {
+        STD_TORCH_CHECK(length == wanted, op, ": ", argument, " has ", length, " entries, for ", branches,
+                        " tensors in x it must have ", wanted);
+    };
+    check_length("thw", a.thw.size(), 3 * branches);
+    check_length("mode", a.mode.size(), branches);
+    check_length("kernel", a.kernel.size(), 3 * branches);
+    check_length("stride", a.stride.size(), 3 * branches);
+    check_length("padding", a.padding.size(), 3 * branches);
+    check_length("weight", a.weight.size(), branches);
+    check_length("norm_weight", a.norm_weight.size(), branches);
+    check_length("norm_bias", a.norm_bias.size(), branches);
+    check_length("norm_eps", a.norm_eps.size(), branches);
+
+    PoolProblem problem = {};
+    problem.dtype = dtype_of(op, "x", a.x[0]);
+    problem.has_cls = a.has_cls;
+    problem.branches = int32_t(branches);
+    std::vector<Tensor> out;
+    for (size_t i = 0; i < branches; ++i) {
+        Tensor &x = a.x[i] = tokens(op, "x", a.x[i], problem.dtype);
+        if (i == 0) {
+            problem.batch = x.size(0);
+            problem.heads = x.size(1);
+            problem.head_dim = x.size(3);
+        }
+        STD_TORCH_CHECK(x.size(0) == problem.batch && x.size(1) == problem.heads && x.size(3) == problem.head_dim, op,
+                        ": x ", shape_of(x), " must agree with ", shape_of(a.x[0]), " in B, H and D");
+
+        PoolBranch &b = problem.branch[i];
+        b.in = size3(op, "thw", a.thw, 3 * i, 1);
+        b.kernel = size3(op, "kernel", a.kernel, 3 * i, 1);
+        b.stride = size3(op, "stride", a.stride, 3 * i, 1);
+        b.padding = size3(op, "padding", a.padding, 3 * i, 0);
+        STD_TORCH_CHECK(x.size(2) == a.has_cls + volume(b.in), op, ": thw (", b.in.t, ", ", b.in.h, ", ", b.in.w,
+                        ") has ", volume(b.in), " tokens", a.has_cls ? " (+1 cls)" : "", ", but x has ", x.size(2),
+                        " tokens in dim 2");
+        b.out_grid = pooled(b.in, b.kernel, b.stride, b.padding);
+        STD_TORCH_CHECK(volume(b.out_grid) >= 1, op, ": kernel (", b.kernel.t, ", ", b.kernel.h, ", ", b.kernel.w,
+                        ") is larger than the padded thw (", b.in.t, ", ", b.in.h, ", ", b.in.w, ")");
+
+        b.mode = mode_of(op, a.mode[i]);
+        STD_TORCH_CHECK(a.weight[i].has_value() == (b.mode == PoolMode::conv), op, ": mode \"", a.mode[i],
+                        a.weight[i] ? "\" takes no weight" : "\" needs a weight");
+        if (a.weight[i]) {
+            const int64_t channels = a.weight[i]->dim() == 5 ? a.weight[i]->size(0) : 0;
+            b.per_head_weight = channels == problem.heads * problem.head_dim && channels != problem.head_dim;
+            a.weight[i] = parameter(op, "weight", *a.weight[i],
+                                    {b.per_head_weight ? channels : problem.head_dim, 1, b.kernel.t, b.kernel.h, b.kernel.w});
+            b.weight = as_parameter(op, "weight", *a.weight[i]);
+        }
+        b.norm = a.norm_eps[i].has_value();
+        b.norm_eps = a.norm_eps[i].value_or(0);
+        const auto norm_parameter = [&](const char *argument, std::optional<Tensor> &tensor) -> Parameter {
+            if (!tensor)
+                return {nullptr, DType::f32};
+            STD_TORCH_CHECK(b.norm, op, ": ", argument, " without norm_eps");
+            tensor = parameter(op, argument, *tensor, {problem.head_dim});
+            return as_parameter(op, argument, *tensor);
+        };
+        b.norm_weight = norm_parameter("norm_weight", a.norm_weight[i]);
+        b.norm_bias = norm_parameter("norm_bias", a.norm_bias[i]);
+
+        b.x = x.const_data_ptr();
+        b.stride_b = x.stride(0);
+        b.stride_h = x.stride(1);
+        b.stride_n = x.stride(2);
+        out.push_back(empty(x, {problem.batch, problem.heads, a.has_cls + volume(b.out_grid), problem.head_dim},
+                            x.scalar_type()));
+        b.out = out.back().mutable_data_ptr();
+    }
+    if (problem.batch * problem.heads > 0) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run(a.x[0], problem, kernels.pool3d_norm_scratch, kernels.pool3d_norm);
+    }
+    return out;
+}
+
+Tensor pool3d_norm(Tensor x, std::vector<int64_t> thw, bool has_cls, std::string mode, std::vector<int64_t> kernel,
+                   std::vector<int64_t> stride, std::vector<int64_t> padding, std::optional<Tensor> weight,
+                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<double> norm_eps) {
+    return pool("pool3d_norm", {{x},
+                                thw,
+                                has_cls,
+                                {mode},
+                                kernel,
+                                stride,
+                                padding,
+                                {weight},
+                                {norm_weight},
+                                {norm_bias},
+                                {norm_eps}})[0];
+}
+
+// In a list an absent parameter is a tensor without elements: autograd does not reach into Tensor?[].
+std::vector<std::optional<Tensor>> present(const std::vector<Tensor> &parameters) {
+    std::vector<std::optional<Tensor>> found;
+    for (const Tensor &parameter : parameters)
+        found.push_back(parameter.numel() > 0 ? std::optional<Tensor>(parameter) : std::nullopt);
+    return found;
+}
+
+std::vector<Tensor> qkv_pool3d_norm(std::vector<Tensor> x, std::vector<int64_t> thw, bool has_cls,
+                                    std::vector<std::string> mode, std::vector<int64_t> kernel,
+                                    std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                    std::vector<Tensor> weight, std::vector<Tensor> norm_weight,
+                                    std::vector<Tensor> norm_bias, std::vector<std::optional<double>> norm_eps) {
+    return pool("qkv_pool3d_norm", {x, thw, has_cls, mode, kernel, stride, padding, present(weight),
+                                    present(norm_weight), present(norm_bias), norm_eps});
+}
+
+} // namespace
+} // namespace mvit::bindings
+
+STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
+    m.impl("pool3d_norm", TORCH_BOX(&mvit::bindings::pool3d_norm));
+    m.impl("qkv_pool3d_norm", TORCH_BOX(&mvit::bindings::qkv_pool3d_norm));
+}

@@ -1,0 +1,421 @@
+// Pooling attention, forward: softmax(scale * q k^T + bias) v (+ q), without ever holding the score matrix.
+//
+//   pack       per (batch, head), once: k into panels [keys / panel][D][panel], lanes = keys; v into rows padded to whole
+//              vectors (v itself where it already is that)
+//   task       up to 48 queries of one (batch, head), in blocks of R = kRows; keys in tiles of at most kKeyTile
+//   S          R x (P vectors of keys) in registers, one broadcast of q and one load of k per FMA group; the bias of the
+//              rel-pos row is added and the running maximum taken on the way out, into L1
+//   softmax    in L1: exp(S - max), row sums; rescaling of O only from the second key tile on
+//   O += P v   a few rows x a few vectors of D in registers, key chunks small enough that v stays in L1 for all R rows
+//   epilogue   / sum, + q (residual pooling), one rounding, store as (B, Nq, H, D)
+//
+// Work per (batch, head): 4*Nq*Nk*D FLOP; traffic Nq*D elements in and out, and 2*Nk*D per 48 queries out of L2.
+#include "cpu/level.h"
+#include "cpu/pack.h"
+#include "cpu/parallel.h"
+
+namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
+namespace {
+
+// Register blocks: kRows x kPanelVectors sums of S, and kValueRows x kValueVectors of O.
+#if defined(__AVX512F__)
+constexpr int kRows = 12, kPanelVectors = 2, kValueRows = 4, kValueVectors = 6;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kPanelVectors = 2, kValueRows = 6, kValueVectors = 2;
+#elif defined(__aarch64__)
+constexpr int kRows = 4, kPanelVectors = 4, kValueRows = 4, kValueVectors = 4;
+#else
+constexpr int kRows = 4, kPanelVectors = 2, kValueRows = 4, kValueVectors = 2;
+#endif
+constexpr int64_t kTaskRows = 48;
+constexpr int64_t kKeyTile = 512;  // S of one block is at most kRows * kKeyTile elements: half of L1
+constexpr int64_t kValueChunk = 64; // keys whose v stays in L1 while all rows of a block use it
+
+template <class T> constexpr int64_t kPanel = kPanelVectors *lanes<T>; // keys per panel
+template <class T> constexpr int64_t kQueryLanes = ceil_div(kRows, lanes<T>) * lanes<T>;
+template <class T> constexpr int64_t kScoreStride = kKeyTile + lanes<T>; // a bias row ends in a whole vector
+
+template <class T> struct Plan {
+    AttentionProblem a;
+    int64_t padded_dim, panels;
+    int64_t key_tile, key_tiles;
+    int64_t blocks, blocks_per_task, tasks_per_head; // blocks of kRows queries
+    bool v_in_place;
+    T *k_panels; // [B*H][panels][D][kPanel]
+    T *v_rows;   // [B*H][Nk][padded D]
+    int64_t workers;
+
+    // Per worker.
+    T *q_panels;             // [blocks_per_task][D][kQueryLanes]
+    T *scores;               // [kRows][kScoreStride]
+    T *sums;                 // O before the division: [blocks_per_task * kRows][padded D]
+    T *row_max, *row_sum;    // [blocks_per_task * kRows]
+    T *bias_plane, *bias_w;  // [Kh*Kw and a vector], [Kw in whole vectors]
+    int64_t worker_bytes;    // distance of one worker's buffers from the next one's
+};
+
+template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t threads, Arena &arena) {
+    using T = accumulator<S>;
+    constexpr int64_t W = lanes<T>;
+    Plan<T> p = {};
+    p.a = a;
+    p.padded_dim = round_up(a.head_dim, W);
+    p.panels = ceil_div(a.keys, kPanel<T>);
+    p.key_tiles = ceil_div(a.keys, kKeyTile);
+    p.key_tile = round_up(ceil_div(a.keys, p.key_tiles), kPanel<T>);
+    p.blocks = ceil_div(a.queries, kRows);
+
+    const int64_t heads = a.batch * a.heads;
+    p.blocks_per_task = clamp(heads * p.blocks / (8 * threads), 1, kTaskRows / kRows);
+    p.tasks_per_head = ceil_div(p.blocks, p.blocks_per_task);
+    p.workers = worker_count(threads, heads * p.tasks_per_head,
+                             4. * double(heads) * double(a.queries) * double(a.keys) * double(a.head_dim));
+
+    p.v_in_place = sizeof(S) == sizeof(T) && a.head_dim == p.padded_dim && a.v_stride_n == a.head_dim &&
+                   reinterpret_cast<uintptr_t>(a.v) % kVectorBytes == 0 && a.v_stride_b % W == 0 && a.v_stride_h % W == 0;
+    p.k_panels = arena.take<T>(heads * p.panels * a.head_dim * kPanel<T>);
+    p.v_rows = p.v_in_place ? nullptr : arena.take<T>(heads * a.keys * p.padded_dim);
+
+    const int64_t rows = p.blocks_per_task * kRows;
+    const int64_t before = arena.used();
+    p.q_panels = arena.take<T>(p.blocks_per_task * a.head_dim * kQueryLanes<T>);
+    p.scores = arena.take<T>(kRows * kScoreStride<T>);
+    p.sums = arena.take<T>(rows * p.padded_dim);
+    p.row_max = arena.take<T>(rows);
+    p.row_sum = arena.take<T>(rows);
+    if (a.rel_pos) {
+        p.bias_plane = arena.take<T>(a.grid_k.h * a.grid_k.w + W);
+        p.bias_w = arena.take<T>(round_up(a.grid_k.w, W));
+    }
+    p.worker_bytes = arena.used() - before;
+    arena.take<char>((p.workers - 1) * p.worker_bytes);
+    return p;
+}
+
+// ---- The two products ----
+
+// s[r][0 .. V vectors) = sum over d of q[d][r] * k[d][...] (+ s if kBias), and its maximum over lanes into row_max[r].
+// Of the last vector only `valid` lanes are keys; the others become -infinity.
+template <class T, int R, int V, bool kBias>
+void scores_block(const T *q, const T *k, int64_t head_dim, T *s, vec<T> *row_max, int valid) {
+    constexpr int W = lanes<T>;
+    vec<T> acc[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            acc[r][v] = vec<T>{};
+    for (int64_t d = 0; d < head_dim; ++d, q += kQueryLanes<T>, k += kPanel<T>) {
+        vec<T> keys[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            keys[v] = load(k + v * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                acc[r][v] += keys[v] * q[r];
+    }
+    // The bias comes last: sums that start from it would round at its magnitude in every step.
+    if constexpr (kBias) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                acc[r][v] += load(s + r * kScoreStride<T> + v * W);
+    }
+    if (valid < W) {
+        const ivec<T> is_key = first_lanes<T>(valid);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+            acc[r][V - 1] = is_key ? acc[r][V - 1] : broadcast<T>(-__builtin_huge_valf());
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            store(s + r * kScoreStride<T> + v * W, acc[r][v]);
+            row_max[r] = max_or_second<T>(row_max[r], acc[r][v]);
+        }
+    }
+}
+
+// sums[r][0 .. V vectors) += sum over keys of p[r][key] * v[key][...], a chunk at a time: the rounding of a long row of
+// keys grows with the number of chunks and of keys in one, not with their product.
+template <class T, int R, int V>
+void values_block(const T *p, const T *v, int64_t value_stride, int64_t keys, T *sums, int64_t sums_stride) {
+    constexpr int W = lanes<T>;
+    vec<T> acc[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < V; ++c)
+            acc[r][c] = vec<T>{};
+    for (int64_t key = 0; key < keys; ++key, ++p, v += value_stride) {
+        vec<T> values[V];
+#pragma GCC unroll 8
+        for (int c = 0; c < V; ++c)
+            values[c] = load(v + c * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < V; ++c)
+                acc[r][c] += values[c] * p[r * kScoreStride<T>];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < V; ++c)
+            store(sums + r * sums_stride + c * W, load(sums + r * sums_stride + c * W) + acc[r][c]);
+}
+
+// Calls f with the constant n, 1 <= n <= N.
+template <int N, class F> MVIT_INLINE void with_constant(int64_t n, const F &f) {
+    if constexpr (N > 1)
+        if (n < N)
+            return with_constant<N - 1>(n, f);
+    f(std::integral_constant<int, N>{});
+}
+
+template <class T, int R, bool kBias>
+void all_scores(const T *q, const T *k, int64_t head_dim, int64_t keys, T *s, vec<T> *row_max) {
+    constexpr int W = lanes<T>;
+    for (int64_t key = 0; key < keys; key += kPanel<T>, k += head_dim * kPanel<T>) {
+        const int64_t left = keys - key;
+        if (left >= kPanel<T>)
+            scores_block<T, R, kPanelVectors, kBias>(q, k, head_dim, s + key, row_max, W);
+        else
+            with_constant<kPanelVectors>(ceil_div(left, W), [&](auto vectors) {
+                scores_block<T, R, vectors, kBias>(q, k, head_dim, s + key, row_max, int((left - 1) % W + 1));
+            });
+    }
+}
+
+template <class T, int R>
+void all_values(const T *p, const T *v, int64_t value_stride, int64_t keys, T *sums, int64_t padded_dim) {
+    constexpr int W = lanes<T>;
+    constexpr int kGroup = R < kValueRows ? R : kValueRows;
+    static_assert(R % kGroup == 0);
+    const int64_t vectors = padded_dim / W, column_blocks = ceil_div(vectors, kValueVectors);
+    for (int64_t key = 0; key < keys; key += kValueChunk)
+        for (int64_t block = 0; block < column_blocks; ++block) {
+            const int64_t c = vectors * block / column_blocks, count = vectors * (block + 1) / column_blocks - c;
+            with_constant<kValueVectors>(count, [&](auto constant) {
+                for (int r = 0; r < R; r += kGroup)
+                    values_block<T, kGroup, constant>(p + r * kScoreStride<T> + key, v + key * value_stride + c * W,
+                                                      value_stride, min(kValueChunk, keys - key),
+                                                      sums + r * padded_dim + c * W, padded_dim);
+            });
+        }
+}
+
+// ---- Bias ----
+
+// to[i] = bias of key first + i, i < n, for one query's row of rel_pos. Whole vectors are written, so up to a vector more.
+template <class T>
+void bias_row(const Plan<T> &p, const T *rel_pos, int64_t first, int64_t n, T *plane, T *bias_w, T *to) {
+    constexpr int W = lanes<T>;
+    const Size3 grid = p.a.grid_k;
+    const int64_t area = grid.h * grid.w;
+    const T *const bias_t = rel_pos, *const bias_h = rel_pos + grid.t;
+    int64_t key = first - p.a.has_cls, end = key + n; // in the grid
+    if (key < 0) {
+        *to++ = 0; // the cls key
+        ++key;
+    }
+    if (key == end)
+        return;
+    int64_t t = key / area, in_plane = key % area;
+
+    // plane = bias_h + bias_w of the lines h that these keys lie on.
+    const bool one_plane = in_plane + (end - key) <= area;
+    const int64_t h_begin = one_plane ? in_plane / grid.w : 0;
+    const int64_t h_end = one_plane ? ceil_div(in_plane + (end - key), grid.w) : grid.h;
+    for (int64_t w = 0; w < grid.w; w += W)
+        store(bias_w + w, load_first(bias_h + grid.h + w, grid.w - w));
+    for (int64_t h = h_begin; h < h_end; ++h)
+        for (int64_t w = 0; w < grid.w; w += W) // the last vector runs into the next line, which is written after it
+            store(plane + h * grid.w + w, load(bias_w + w) + bias_h[h]);
+
+    for (; key < end; ++t, in_plane = 0) {
+        const int64_t count = min(area - in_plane, end - key);
+        for (int64_t i = 0; i < count; i += W)
+            store(to + i, load(plane + in_plane + i) + bias_t[t]);
+        to += count;
+        key += count;
+    }
+}
+
+// ---- One block of queries against one tile of keys ----
+
+// This worker's copy of a buffer that the plan gives for worker 0.
+template <class T> T *of_worker(const Plan<T> &p, T *buffer, int64_t worker) {
+    return reinterpret_cast<T *>(reinterpret_cast<char *>(buffer) + worker * p.worker_bytes);
+}
+
+template <class T> struct Block {
+    int64_t batch, head, query; // the first of its queries
+    int64_t rows;
+    T *q_panel, *sums, *row_max, *row_sum;
+};
+
+// The first `keys` of S are turned into exp(S - max), O and the row sum rescaled where the maximum grew.
+template <class T> void softmax_tile(const Block<T> &block, T *s, const vec<T> *tile_max, int64_t keys, int64_t padded_dim) {
+    constexpr int W = lanes<T>;
+    for (int64_t r = 0; r < block.rows; ++r, s += kScoreStride<T>) {
+        const T before = block.row_max[r], tile = max_lanes<T>(tile_max[r]);
+        const T now = tile > before ? tile : before;
+        // With all scores -inf so far there is nothing to subtract: exp(-inf - 0) is 0. If that stays so, O is 0 / 0.
+        const T subtract = now == -__builtin_huge_valf() ? T(0) : now;
+        vec<T> sum = {};
+        for (int64_t key = 0; key < keys; key += W) {
+            const vec<T> e = exp_nonpositive<T>(load(s + key) - subtract);
+            store(s + key, e);
+            sum += e;
+        }
+        const T rescale = exp(before - subtract);
+        if (now != before)
+            for (int64_t c = 0; c < padded_dim; c += W)
+                store(block.sums + r * padded_dim + c, load(block.sums + r * padded_dim + c) * rescale);
+        block.row_sum[r] = block.row_sum[r] * rescale + sum_lanes<T>(sum);
+        block.row_max[r] = now;
+    }
+}
+
+template <class S, int R>
+void run_tile(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block, int64_t tile, int64_t worker) {
+    using T = accumulator<S>;
+    const AttentionProblem &a = p.a;
+    const int64_t first = tile * p.key_tile, keys = min(p.key_tile, a.keys - first);
+    const int64_t head = block.batch * a.heads + block.head;
+    T *const s = of_worker(p, p.scores, worker);
+    const T *const k = p.k_panels + (head * p.panels * kPanel<T> + first) * a.head_dim;
+    const T *const v = p.v_in_place
+                           ? static_cast<const T *>(a.v) + block.batch * a.v_stride_b + block.head * a.v_stride_h
+                           : p.v_rows + head * a.keys * p.padded_dim;
+    vec<T> tile_max[R];
+    for (int r = 0; r < R; ++r)
+        tile_max[r] = broadcast<T>(-__builtin_huge_valf());
+    if (a.rel_pos) {
+        const T *rel_pos = static_cast<const T *>(a.rel_pos) + block.batch * a.rel_pos_stride_b +
+                           block.head * a.rel_pos_stride_h + block.query * a.rel_pos_stride_n;
+        for (int64_t r = 0; r < R; ++r, rel_pos += a.rel_pos_stride_n)
+            if (r >= block.rows || (a.has_cls && block.query + r == 0))
+                __builtin_memset(s + r * kScoreStride<T>, 0, size_t(keys) * sizeof(T));
+            else
+                bias_row(p, rel_pos, first, keys, of_worker(p, p.bias_plane, worker), of_worker(p, p.bias_w, worker),
+                         s + r * kScoreStride<T>);
+        all_scores<T, R, true>(block.q_panel, k, a.head_dim, keys, s, tile_max);
+    } else {
+        all_scores<T, R, false>(block.q_panel, k, a.head_dim, keys, s, tile_max);
+    }
+    softmax_tile(block, s, tile_max, keys, p.padded_dim);
+    all_values<T, R>(s, v + first * p.padded_dim, p.padded_dim, keys, block.sums, p.padded_dim);
+}
+
+template <class S> const S *q_row(const AttentionProblem &a, int64_t batch, int64_t head, int64_t query) {
+    return static_cast<const S *>(a.q) + batch * a.q_stride_b + head * a.q_stride_h + query * a.q_stride_n;
+}
+
+template <class S> void begin_block(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block) {
+    using T = accumulator<S>;
+    pack_panel(q_row<S>(p.a, block.batch, block.head, block.query), p.a.q_stride_n, block.rows, p.a.head_dim,
+               T(p.a.scale), block.q_panel, kQueryLanes<T>);
+    for (int64_t r = 0; r < kRows; ++r) {
+        block.row_max[r] = -__builtin_huge_valf();
+        block.row_sum[r] = 0;
+    }
+    __builtin_memset(block.sums, 0, size_t(kRows * p.padded_dim) * sizeof(T));
+}
+
+template <class S> void end_block(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block) {
+    using T = accumulator<S>;
+    const AttentionProblem &a = p.a;
+    T *const lse = static_cast<T *>(a.lse) + (block.batch * a.heads + block.head) * a.queries + block.query;
+    for (int64_t r = 0; r < block.rows; ++r) {
+        const int64_t query = block.query + r;
+        const S *const q = q_row<S>(a, block.batch, block.head, query);
+        S *const out = static_cast<S *>(a.out) + ((block.batch * a.queries + query) * a.heads + block.head) * a.head_dim;
+        const bool residual = a.residual == Residual::all || (a.residual == Residual::no_cls && !(a.has_cls && query == 0));
+        const T *const sums = block.sums + r * p.padded_dim;
+        const T inverse = T(1) / block.row_sum[r];
+        for (int64_t c = 0; c < a.head_dim; c += lanes<T>) {
+            vec<T> row = load(sums + c) * inverse;
+            if (residual)
+                row += load_first(q + c, a.head_dim - c);
+            store_first(out + c, row, a.head_dim - c);
+        }
+        lse[r] = block.row_max[r] + log(block.row_sum[r]);
+    }
+}
+
+template <class S> void run_task(const Plan<accumulator<S>> &p, int64_t task, int64_t worker) {
+    using T = accumulator<S>;
+    const AttentionProblem &a = p.a;
+    const int64_t head = task / p.tasks_per_head;
+    const int64_t first = task % p.tasks_per_head * p.blocks_per_task;
+    const int64_t count = min(p.blocks_per_task, p.blocks - first);
+    for (int64_t tile = 0; tile < p.key_tiles; ++tile)
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t buffer = p.key_tiles == 1 ? 0 : i; // with one tile a block is done before the next begins
+            Block<T> block;
+            block.batch = head / a.heads;
+            block.head = head % a.heads;
+            block.query = (first + i) * kRows;
+            block.rows = min(kRows, a.queries - block.query);
+            block.q_panel = of_worker(p, p.q_panels, worker) + buffer * a.head_dim * kQueryLanes<T>;
+            block.sums = of_worker(p, p.sums, worker) + buffer * kRows * p.padded_dim;
+            block.row_max = of_worker(p, p.row_max, worker) + buffer * kRows;
+            block.row_sum = of_worker(p, p.row_sum, worker) + buffer * kRows;
+            if (tile == 0)
+                begin_block<S>(p, block);
+            if (block.rows > 2 * kRows / 3)
+                run_tile<S, kRows>(p, block, tile, worker);
+            else if (block.rows > kRows / 3)
+                run_tile<S, 2 * kRows / 3>(p, block, tile, worker);
+            else
+                run_tile<S, kRows / 3>(p, block, tile, worker);
+            if (tile == p.key_tiles - 1)
+                end_block<S>(p, block);
+        }
+}
+
+template <class S> void pack_keys(const Plan<accumulator<S>> &p, int64_t head, int64_t panel) {
+    using T = accumulator<S>;
+    const AttentionProblem &a = p.a;
+    const int64_t b = head / a.heads, h = head % a.heads;
+    const int64_t key = panel * kPanel<T>, count = min(kPanel<T>, a.keys - key);
+    pack_panel(static_cast<const S *>(a.k) + b * a.k_stride_b + h * a.k_stride_h + key * a.k_stride_n, a.k_stride_n, count,
+               a.head_dim, T(1), p.k_panels + (head * p.panels + panel) * a.head_dim * kPanel<T>, kPanel<T>);
+    if (!p.v_in_place)
+        pack_rows(static_cast<const S *>(a.v) + b * a.v_stride_b + h * a.v_stride_h + key * a.v_stride_n, a.v_stride_n,
+                  count, a.head_dim, p.v_rows + (head * a.keys + key) * p.padded_dim, p.padded_dim);
+}
+
+template <class S> void run(const AttentionProblem &problem, void *scratch, const ParallelFor &parallel) {
+    using T = accumulator<S>;
+    Arena arena(scratch);
+    const Plan<T> p = plan<S>(problem, parallel.threads, arena);
+    const int64_t heads = problem.batch * problem.heads;
+    const int64_t pack_workers = worker_count(p.workers, heads * p.panels, double(heads * problem.keys * problem.head_dim));
+    for_each_task(parallel, pack_workers, heads * p.panels,
+                  [&](int64_t, int64_t task) { pack_keys<S>(p, task / p.panels, task % p.panels); });
+    for_each_task(parallel, p.workers, heads * p.tasks_per_head,
+                  [&](int64_t worker, int64_t task) { run_task<S>(p, task, worker); });
+}
+
+} // namespace
+
+int64_t pooling_attention_scratch(const AttentionProblem &problem, int64_t threads) {
+    return with_storage(problem.dtype, [&](auto storage) {
+        Arena arena(nullptr);
+        plan<decltype(storage)>(problem, threads, arena);
+        return arena.used();
+    });
+}
+
+void pooling_attention(const AttentionProblem &problem, void *scratch, const ParallelFor &parallel) {
+    with_storage(problem.dtype, [&](auto storage) { run<decltype(storage)>(problem, scratch, parallel); });
+}
+
+} // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME
