@@ -1,0 +1,200 @@
+"""Builds the C++ library with CMake and Ninja. Everything else about the package is in pyproject.toml.
+
+torch is taken from the running environment, so install with ``pip install --no-build-isolation``. Where the library
+can't be built the package is installed as pure Python, and the reason goes into ``mvit_kernels/lib/build_info.json``,
+from where ``python -m mvit_kernels info`` shows it.
+
+Environment:
+    MVIT_KERNELS_REQUIRE_CPP=1   a library that can't be built is an error
+    MAX_JOBS                     compile jobs; otherwise as many as there are cores and 2 GB of free memory for each
+    CXX, CXXFLAGS, LDFLAGS       as CMake takes them
+"""
+
+import filecmp
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, __version__, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, OptionError
+
+try:  # a new virtual environment has an old setuptools or none, and without build isolation pip does not look
+    if int(__version__.split(".")[0]) < 77:
+        raise ImportError(f"setuptools {__version__} is too old")
+    from packaging.version import Version
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError as error:
+    sys.exit(f'mvit_kernels: {error}; first run: pip install "setuptools>=77" wheel "packaging>=24.2" cmake ninja')
+
+ROOT = Path(__file__).resolve().parent
+LIBRARY = "libmvit_kernels_cpu.so"
+BUILD_INFO = "build_info.json"
+TORCH_TARGET = Version("2.10")  # the oldest torch that has the stable C++ interface used here
+BYTES_PER_JOB = 2 << 30
+
+
+class NotBuilt(Exception):
+    """Why there is no C++ library: one line, in words a user can act on."""
+
+
+class BuildExt(build_ext):
+    """Puts the library and build_info.json into mvit_kernels/lib: of the source tree if in place, else of the build."""
+
+    def run(self) -> None:
+        folder = self.folder(self.inplace)
+        folder.mkdir(parents=True, exist_ok=True)
+        info = {"version": self.distribution.get_version(), **git_state()}
+        try:
+            library, info["cpu"] = build_cpu_library()
+            copy_if_changed(library, folder / LIBRARY)
+        except NotBuilt as reason:
+            # A library left from an earlier build would not be of these sources.
+            (folder / LIBRARY).unlink(missing_ok=True)
+            if os.environ.get("MVIT_KERNELS_REQUIRE_CPP", "0") not in ("", "0"):
+                raise CompileError(f"the C++ library was not built: {reason}") from None
+            info["cpu"] = {"built": False, "reason": str(reason)}
+            print(
+                f"mvit_kernels: the C++ library was not built: {reason}\n"
+                "mvit_kernels: going on as pure Python; MVIT_KERNELS_REQUIRE_CPP=1 makes this an error",
+                file=sys.stderr,
+            )
+        (folder / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n")
+
+    def folder(self, inplace: bool) -> Path:
+        return (ROOT if inplace else Path(self.build_lib)) / "mvit_kernels" / "lib"
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.inplace:
+            return {}
+        built, here = self.folder(inplace=False), self.folder(inplace=True)
+        return {str(built / name): str(here / name) for name in (LIBRARY, BUILD_INFO) if (here / name).exists()}
+
+    def get_outputs(self) -> list[str]:
+        if self.inplace:
+            return list(self.get_output_mapping())
+        folder = self.folder(inplace=False)
+        return [str(folder / name) for name in (LIBRARY, BUILD_INFO) if (folder / name).exists()]
+
+
+class BdistWheel(bdist_wheel):
+    """py3-none-<platform>: the library does not use Python's C API. py3-none-any where there is no library."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        library = self.get_finalized_command("build_ext").folder(inplace=False) / LIBRARY
+        return "py3", "none", super().get_tag()[2] if library.exists() else "any"
+
+
+def build_cpu_library() -> tuple[Path, dict]:
+    """Runs CMake and Ninja; returns the library and what build_info.json says of it. Rebuilds only what has changed."""
+    torch_version, torch_folder = find_torch()
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    configure = [
+        *(cmake, "-S", str(ROOT), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"),
+        *(f"-DMVIT_TORCH_INCLUDE={torch_folder / 'include'}", f"-DMVIT_TORCH_LIB={torch_folder / 'lib'}"),
+        f"-DMVIT_TORCH_TARGET=0x{TORCH_TARGET.major:02x}{TORCH_TARGET.minor:02x}{0:012x}",
+    ]
+    # CMake keeps the compiler and the tools of its first run, so every choice of them gets a build tree of its own.
+    choices = [configure, torch_version, *(os.environ.get(name) for name in ("CXX", "CXXFLAGS", "LDFLAGS"))]
+    tree = ROOT / "build" / f"cmake-{hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:12]}"
+    run("configuring with CMake", [*configure, "-B", str(tree)], echo=False)
+    run("compiling", [cmake, "--build", str(tree), "--parallel", str(max_jobs())], echo=True)
+    info = json.loads((tree / "cpu.json").read_text())
+    return tree / LIBRARY, {"built": True, "torch": torch_version, "torch_target": str(TORCH_TARGET), **info}
+
+
+def find_torch() -> tuple[str, Path]:
+    """torch's version and folder. Does not import it: the build needs its headers and libraries alone."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise NotBuilt("torch is not in the build environment; install torch, then pip install --no-build-isolation")
+    version, folder = importlib.metadata.version("torch"), Path(spec.origin).parent
+    if Version(version).release < TORCH_TARGET.release:
+        raise NotBuilt(f"torch {version} is in the build environment; {TORCH_TARGET} or newer is needed")
+    if not (folder / "include" / "torch" / "csrc" / "stable" / "library.h").exists():
+        raise NotBuilt(f"torch {version} in {folder} has no C++ headers; a torch wheel has them")
+    return version, folder
+
+
+def find_tool(name: str) -> str:
+    # pip puts cmake and ninja beside the running Python, which is not on PATH where the environment is not activated.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    tool = shutil.which(name, path=path)
+    if tool is None:
+        raise NotBuilt(f"{name} is not in the build environment; pip install {name}")
+    return tool
+
+
+def max_jobs() -> int:
+    if given := os.environ.get("MAX_JOBS"):
+        if not given.isdecimal() or int(given) < 1:
+            raise OptionError(f"MAX_JOBS {given!r}: a whole number from 1")
+        return int(given)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        available_kib = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    except (OSError, TypeError):  # not Linux
+        return cores
+    return max(1, min(cores, available_kib * 1024 // BYTES_PER_JOB))
+
+
+def run(step: str, command: list[str], *, echo: bool) -> None:
+    """Runs a command; its output is shown as it comes (echo), or only if it fails."""
+    lines = []
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for line in process.stdout:
+                lines.append(line)
+                if echo:
+                    print(line, end="", flush=True)
+    except OSError as error:
+        raise NotBuilt(f"{step} failed: {error}") from None
+    if process.returncode:
+        if not echo:
+            print(*lines, sep="", file=sys.stderr)
+        raise NotBuilt(f"{step} failed: {first_error(lines)}")
+
+
+def first_error(lines: list[str]) -> str:
+    """The first error of a tool's output, on one line."""
+    errors = (number for number, line in enumerate(lines) if re.search(r"\berror\b|undefined reference", line, re.I))
+    start = next(errors, max(0, len(lines) - 4))
+    return " ".join(" ".join(lines[start : start + 6]).split())[:300] or "no output"
+
+
+def copy_if_changed(source: Path, target: Path) -> None:
+    """Replaces the file in one step: a process that has the old one loaded keeps it."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
+    fresh = target.with_suffix(".tmp")
+    shutil.copy2(source, fresh)
+    os.replace(fresh, target)
+
+
+def git_state() -> dict:
+    """The commit, and whether tracked files differ from it; None for both outside a git checkout of this project."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == ROOT:
+            changes = git("status", "--porcelain", "--untracked-files=no")
+            return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit
+        pass
+    return {"revision": None, "dirty": None}
+
+
+setup(
+    ext_modules=[Extension("mvit_kernels.lib.libmvit_kernels_cpu", sources=[])],  # CMake knows the sources
+    cmdclass={"build_ext": BuildExt, "bdist_wheel": BdistWheel},
+)

@@ -1,0 +1,68 @@
+"""The built library itself: one file for every Python, every torch from 2.10, every x86-64 or aarch64 CPU."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mvit_kernels import _library
+
+BUILD = Path(__file__).resolve().parents[2] / "build"
+
+
+def symbols(file: Path, *options: str) -> list[tuple[str, str]]:
+    """(nm's type letter, name) of each symbol."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm to read the library with")
+    output = subprocess.run(["nm", *options, file], capture_output=True, text=True, check=True).stdout
+    return [(line.split()[-2], line.split()[-1]) for line in output.splitlines() if len(line.split()) >= 2]
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    if not _library.LIBRARY.exists():
+        pytest.skip(_library.load_error())
+    return _library.LIBRARY
+
+
+def test_the_built_library_loads(library):
+    assert _library.load_error() is None
+    assert list(_library.cpu_levels()) == _library.build_info()["cpu"]["levels"]
+    assert _library.cpu_level() in _library.cpu_levels()
+
+
+def test_imports_nothing_of_torch_but_its_stable_c_interface(library):
+    names = {name for kind, name in symbols(library, "-D", "--undefined-only") if kind == "U"}
+    # Names of libc and libstdc++ carry a version after "@", but for those of which libtorch_cpu.so has a copy.
+    of_torch = {name for name in names if "@" not in name and not re.match(r"_ZN?K?St", name)}
+    assert of_torch, "a library that registers ops needs torch"
+    assert {name for name in of_torch if not re.match(r"(aoti_torch|torch)_\w+$", name)} == set()
+
+
+def test_imports_nothing_of_python(library):
+    names = {name for _, name in symbols(library, "-D", "--undefined-only")}
+    assert {name for name in names if re.match(r"_?Py", name)} == set()
+
+
+def test_links_by_name_alone(library):
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf to read the library with")
+    dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "libtorch_cpu.so" in dynamic
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+
+
+def test_no_function_is_shared_between_instruction_set_levels():
+    """An inline function compiled at two levels is one function after linking: AVX-512 code on a CPU that has none."""
+    trees = sorted(BUILD.glob("cmake-*/libmvit_kernels_cpu.so"), key=lambda file: file.stat().st_mtime)
+    if not trees:
+        pytest.skip("no build tree beside the tests: the package was not built here")
+    owners: dict[str, set[str]] = {}
+    for target in (trees[-1].parent / "CMakeFiles").glob("*.dir"):
+        for file in target.rglob("*.o"):
+            for kind, name in symbols(file, "--defined-only"):
+                if kind == "W":
+                    owners.setdefault(name, set()).add(target.stem)
+    assert {name: sorted(targets) for name, targets in owners.items() if len(targets) > 1} == {}
