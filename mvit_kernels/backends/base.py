@@ -1,0 +1,91 @@
+"""What a backend is: what it can't do, in words, and the four ops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from ..problem import Grid, Pool, Problem
+
+
+class UnsupportedError(RuntimeError):
+    """The chosen backend can't run a problem; the message lists its reasons."""
+
+
+class Backend(ABC):
+    """One implementation of the ops: checked inputs, signatures and shapes of `mvit_kernels.reference`."""
+
+    name: str
+
+    @abstractmethod
+    def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
+        """Why this backend can't run `problem`, one reason a string, in words a user would use; none if it can."""
+
+    def unavailable(self) -> str | None:
+        """Why this backend can't run anything in this process, or None."""
+        return None
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        """What a user should know about how this backend runs `problem`."""
+        yield from ()
+
+    def variant(self) -> str | None:
+        """The instruction set or architecture the kernels were chosen for."""
+        return None
+
+    @abstractmethod
+    def pool3d_norm(
+        self,
+        x: Tensor,
+        thw: Grid,
+        pool: Pool,
+        *,
+        has_cls: bool,
+        weight: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        norm_eps: float | None,
+    ) -> Tensor: ...
+
+    @abstractmethod
+    def qkv_pool3d_norm(
+        self,
+        x: Sequence[Tensor],
+        thw: Sequence[Grid],
+        pool: Sequence[Pool],
+        *,
+        has_cls: bool,
+        weight: Sequence[Tensor | None],
+        norm_weight: Sequence[Tensor | None],
+        norm_bias: Sequence[Tensor | None],
+        norm_eps: Sequence[float | None],
+    ) -> list[Tensor]: ...
+
+    @abstractmethod
+    def decomposed_rel_pos(
+        self,
+        q: Tensor,
+        grid_q: Grid,
+        grid_k: Grid,
+        *,
+        has_cls: bool,
+        table_t: Tensor | None,
+        table_h: Tensor | None,
+        table_w: Tensor | None,
+    ) -> Tensor: ...
+
+    @abstractmethod
+    def pooling_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        rel_pos: Tensor | None,
+        grid_k: Grid | None,
+        scale: float,
+        has_cls: bool,
+        residual: str,
+    ) -> tuple[Tensor, Tensor]: ...

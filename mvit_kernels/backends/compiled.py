@@ -1,0 +1,90 @@
+"""The part that every backend behind the compiled `torch.ops.mvit_kernels` ops shares: the call itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..problem import Grid, Pool
+from .base import Backend
+
+
+class CompiledBackend(Backend):
+    def pool3d_norm(
+        self,
+        x: Tensor,
+        thw: Grid,
+        pool: Pool,
+        *,
+        has_cls: bool,
+        weight: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        norm_eps: float | None,
+    ) -> Tensor:
+        return torch.ops.mvit_kernels.pool3d_norm(
+            x, thw, has_cls, pool.mode, pool.kernel, pool.stride, pool.padding, weight, norm_weight, norm_bias, norm_eps
+        )
+
+    def qkv_pool3d_norm(
+        self,
+        x: Sequence[Tensor],
+        thw: Sequence[Grid],
+        pool: Sequence[Pool],
+        *,
+        has_cls: bool,
+        weight: Sequence[Tensor | None],
+        norm_weight: Sequence[Tensor | None],
+        norm_bias: Sequence[Tensor | None],
+        norm_eps: Sequence[float | None],
+    ) -> list[Tensor]:
+        return torch.ops.mvit_kernels.qkv_pool3d_norm(
+            list(x),
+            _flat(thw),
+            has_cls,
+            [p.mode for p in pool],
+            _flat([p.kernel for p in pool]),
+            _flat([p.stride for p in pool]),
+            _flat([p.padding for p in pool]),
+            *(_present(parameters, x[0]) for parameters in (weight, norm_weight, norm_bias)),
+            list(norm_eps),
+        )
+
+    def decomposed_rel_pos(
+        self,
+        q: Tensor,
+        grid_q: Grid,
+        grid_k: Grid,
+        *,
+        has_cls: bool,
+        table_t: Tensor | None,
+        table_h: Tensor | None,
+        table_w: Tensor | None,
+    ) -> Tensor:
+        return torch.ops.mvit_kernels.decomposed_rel_pos(q, grid_q, grid_k, has_cls, table_t, table_h, table_w)
+
+    def pooling_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        rel_pos: Tensor | None,
+        grid_k: Grid | None,
+        scale: float,
+        has_cls: bool,
+        residual: str,
+    ) -> tuple[Tensor, Tensor]:
+        grid = (0, 0, 0) if grid_k is None else grid_k
+        return torch.ops.mvit_kernels.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual)
+
+
+def _flat(grids: Sequence[Grid]) -> list[int]:
+    return [n for grid in grids for n in grid]
+
+
+def _present(parameters: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """A list as the op takes it: a tensor without elements where a branch has no such parameter."""
+    return [like.new_empty(0) if parameter is None else parameter for parameter in parameters]

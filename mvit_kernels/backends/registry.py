@@ -1,0 +1,154 @@
+"""The list of backends, and how one is chosen for a problem."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from ..problem import Problem
+from .base import Backend, UnsupportedError
+from .cpu import CpuBackend
+from .eager import EagerBackend
+
+ENVIRONMENT_VARIABLE = "MVIT_KERNELS_BACKEND"
+
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), EagerBackend())}
+"""In the order of automatic choice."""
+
+_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT_VARIABLE) or None
+_chosen: ContextVar[str | None] = ContextVar("mvit_kernels_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One op call and the backend that ran it, as collected by :func:`record`."""
+
+    layer: str | None
+    problem: Problem
+    backend: str
+    notes: tuple[str, ...]
+
+
+_recorder: ContextVar[list[Decision] | None] = ContextVar("mvit_kernels_recorder", default=None)
+_layer: ContextVar[str | None] = ContextVar("mvit_kernels_layer", default=None)
+
+
+def backend_names() -> list[str]:
+    """Names of all backends, in the order of automatic choice."""
+    return list(_BACKENDS)
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`; ValueError naming the known ones otherwise."""
+    if name not in _BACKENDS:
+        raise ValueError(f"backend {name!r} is not known: one of {', '.join(_BACKENDS)}")
+    return _BACKENDS[name]
+
+
+def available() -> list[str]:
+    """Names of the backends that can run in this process."""
+    return [name for name, backend in _BACKENDS.items() if backend.unavailable() is None]
+
+
+def reasons_not_supported(problem: Problem, backend: str) -> list[str]:
+    """Why `backend` can't run `problem`; empty if it can."""
+    return list(get(backend).reasons_not_supported(problem))
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the `with` on one backend, or raise :class:`UnsupportedError` with its reasons.
+
+    Overrides the environment variable MVIT_KERNELS_BACKEND, which does the same for a whole process.
+    """
+    token = _chosen.set(get(name).name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def select(problem: Problem) -> Backend:
+    """The backend that runs `problem`: the one asked for, else the first without a reason against it."""
+    name = _chosen.get() or _FROM_ENVIRONMENT
+    backend = _explicit(name, problem) if name is not None else _automatic(problem)
+    log = _recorder.get()
+    if log is not None:
+        log.append(Decision(_layer.get(), problem, backend.name, tuple(backend.notes(problem))))
+    return backend
+
+
+def _explicit(name: str, problem: Problem) -> Backend:
+    backend = get(name)
+    reasons = list(backend.reasons_not_supported(problem))
+    if reasons:
+        raise UnsupportedError(f"{problem.op}: backend {name!r} can't run {problem}: {'; '.join(reasons)}")
+    return backend
+
+
+def _automatic(problem: Problem) -> Backend:
+    for backend in _BACKENDS.values():
+        if not list(backend.reasons_not_supported(problem)):
+            return backend
+    raise UnsupportedError(explain(problem))
+
+
+@contextmanager
+def record() -> Iterator[list[Decision]]:
+    """Collect every decision made inside the `with`, in order."""
+    log: list[Decision] = []
+    token = _recorder.set(log)
+    try:
+        yield log
+    finally:
+        _recorder.reset(token)
+
+
+@contextmanager
+def layer_named(name: str) -> Iterator[None]:
+    """Decisions recorded inside the `with` carry this layer name."""
+    token = _layer.set(name)
+    try:
+        yield
+    finally:
+        _layer.reset(token)
+
+
+def label(name: str) -> str:
+    """A backend's name with the instruction set or architecture it uses: "cpu (avx512)"."""
+    variant = get(name).variant()
+    return name if variant is None else f"{name} ({variant})"
+
+
+def describe_choice(problem: Problem) -> str:
+    """The backend that would run `problem`, with the reasons that kept faster ones away from it."""
+    name = _chosen.get() or _FROM_ENVIRONMENT
+    passed_over: list[str] = []
+    for backend in _BACKENDS.values() if name is None else [get(name)]:
+        reasons = list(backend.reasons_not_supported(problem))
+        if not reasons:
+            notes = [*passed_over, *backend.notes(problem)]
+            return label(backend.name) + (f" [{'; '.join(notes)}]" if notes else "")
+        passed_over.append(f"not {backend.name}: {'; '.join(reasons)}")
+    return f"no backend [{'; '.join(passed_over)}]"
+
+
+def explain(problem: Problem) -> str:
+    """Each backend in the order of choice: chosen, able, or its reasons against `problem`."""
+    lines = [f"{problem.op} {problem}"]
+    forced = _chosen.get() or _FROM_ENVIRONMENT
+    chosen = forced
+    for name, backend in _BACKENDS.items():
+        reasons = list(backend.reasons_not_supported(problem))
+        if reasons:
+            lines.append(f"  {name}: no, {'; '.join(reasons)}")
+            continue
+        mark = "able"
+        if chosen is None or chosen == name:
+            chosen, mark = name, "chosen" + (" (asked for)" if forced else "")
+        notes = list(backend.notes(problem))
+        lines.append("  " + "; ".join([f"{name}: {mark}", *notes]))
+    return "\n".join(lines)

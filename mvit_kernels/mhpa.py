@@ -1,0 +1,156 @@
+"""The one forward of an MHPA layer, whoever owns its parameters.
+
+Same numbers as :func:`mvit_kernels.reference.multi_head_pooling_attention`, in the order that saves work: k and v are
+projected only where their pooling reads, the poolings of q, k and v are one call, and heads are merged by a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .description import MHPA, Fused, PoolNorm, RelPos
+from .ops import checks
+from .problem import Grid, TouchedGrid, touched_grid
+from .rel_pos_tables import gather_table
+
+NO_GRID: Grid = (0, 0, 0)
+
+
+def forward(layer: MHPA, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+    """Multi-Head Pooling Attention of `layer` (MViT section 3.1, MViTv2 section 4.1).
+
+    Args:
+        x: (B, has_cls + T*H*W, C) tokens, the cls token first.
+        thw: the token grid (T, H, W). Not looked at where the layer neither pools nor has relative position.
+    Returns:
+        (B, has_cls + tokens of the pooled q grid, A) and that grid; `thw` as it came where it was not looked at.
+    Raises:
+        ValueError, TypeError: a shape, value or dtype that does not fit, named with what would.
+        UnsupportedError: the backend asked for can't run one of the ops; lists its reasons.
+    """
+    checks.tensor("mhpa", "x", x, 3, "(B, N, C)")
+    looks_at_grid = layer.pooled or layer.rel_pos is not None
+    grid = checks.grid("mhpa", "thw", thw) if looks_at_grid else NO_GRID
+    if looks_at_grid:
+        checks.token_count("mhpa", "x", x, 1, grid, layer.has_cls)
+
+    project_and_pool = _pool_then_project if layer.pool_first else _project_then_pool
+    (q, grid_q), (k, grid_k), (v, _) = project_and_pool(layer, x, grid)
+    rows = None
+    if layer.rel_pos is not None:
+        rows = _rel_pos_rows(layer.rel_pos, q, grid_q, grid_k, layer.has_cls)
+    out = ops.pooling_attention(
+        q, k, v, rel_pos=rows, grid_k=grid_k, scale=layer.scale, has_cls=layer.has_cls, residual=layer.residual
+    )
+    return layer.out(out.flatten(2)), grid_q if looks_at_grid else thw
+
+
+Pooled = list[tuple[Tensor, Grid]]
+"""Pooled q, k and v (B, H, N, D), each with its grid."""
+
+
+def _project_then_pool(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
+    branches = (layer.pool_q, layer.pool_k, layer.pool_v)
+    if layer.uses_touched_tokens:
+        assert layer.pool_k is not None
+        touched = touched_grid(layer.pool_k.pool, grid)
+        q, k, v = _project(layer, x, x.index_select(1, _token_index(touched, grid, layer.has_cls, x.device)))
+        pooled = _pool([q, k, v], branches, [grid, touched.thw, touched.thw], touched, layer.has_cls)
+    else:
+        q, k, v = _project(layer, x, None)
+        pooled = _pool([q, k, v], branches, [grid] * 3, None, layer.has_cls)
+    return pooled
+
+
+def _pool_then_project(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
+    folded = _split_heads(x, layer.pool_heads)
+    pooled = _pool([folded] * 3, (layer.pool_q, layer.pool_k, layer.pool_v), [grid] * 3, None, layer.has_cls)
+    tokens = [y.transpose(1, 2).flatten(2) for y, _ in pooled]
+    if isinstance(layer.qkv, Fused):
+        biases = [None] * 3 if layer.qkv.linear.bias is None else layer.qkv.linear.bias.chunk(3)
+        projected = [
+            F.linear(y, w, b) for y, w, b in zip(tokens, layer.qkv.linear.weight.chunk(3), biases, strict=True)
+        ]
+    else:
+        linears = (layer.qkv.q, layer.qkv.k, layer.qkv.v)
+        projected = [F.linear(y, linear.weight, linear.bias) for y, linear in zip(tokens, linears, strict=True)]
+    return [(_split_heads(y, layer.heads), grid_) for y, (_, grid_) in zip(projected, pooled, strict=True)]
+
+
+def _project(layer: MHPA, x: Tensor, touched: Tensor | None) -> list[Tensor]:
+    """q of all tokens, k and v of all or of the touched ones, each (B, H, N, D) as views of the projections."""
+    if isinstance(layer.qkv, Fused):
+        weight, bias = layer.qkv.linear.weight, layer.qkv.linear.bias
+        if touched is None:
+            return _unbind_heads(F.linear(x, weight, bias), 3, layer.heads)
+        width = weight.shape[0] // 3
+        bias_q, bias_kv = (None, None) if bias is None else (bias[:width], bias[width:])
+        return [
+            *_unbind_heads(F.linear(x, weight[:width], bias_q), 1, layer.heads),
+            *_unbind_heads(F.linear(touched, weight[width:], bias_kv), 2, layer.heads),
+        ]
+    kv_input = x if touched is None else touched
+    inputs = ((layer.qkv.q, x), (layer.qkv.k, kv_input), (layer.qkv.v, kv_input))
+    return [_split_heads(F.linear(y, linear.weight, linear.bias), layer.heads) for linear, y in inputs]
+
+
+def _unbind_heads(x: Tensor, parts: int, heads: int) -> list[Tensor]:
+    """(B, N, parts*H*D) -> parts times (B, H, N, D), views."""
+    return list(x.unflatten(2, (parts, heads, -1)).transpose(1, 3).unbind(2))
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, H*D) -> (B, H, N, D), a view."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _token_index(touched: TouchedGrid, grid: Grid, has_cls: bool, device: torch.device) -> Tensor:
+    """Token indices of a touched grid, t-major, the cls token first."""
+    t, h, w = (torch.tensor(rows, device=device) for rows in touched.rows)
+    _, height, width = grid
+    index = ((t[:, None, None] * height + h[:, None]) * width + w).flatten()
+    return torch.cat((index.new_zeros(1), index + 1)) if has_cls else index
+
+
+def _pool(
+    qkv: list[Tensor],
+    branches: Sequence[PoolNorm | None],
+    grids: Sequence[Grid],
+    touched: TouchedGrid | None,
+    has_cls: bool,
+) -> Pooled:
+    """Pool the branches that have a pool, in one call; the others keep their tokens and grid.
+
+    With `touched`, k and v (branches 1 and 2) come on its grid and are pooled with its strides.
+    """
+    pooled = list(zip(qkv, grids, strict=True))
+    active = [(i, branch) for i, branch in enumerate(branches) if branch is not None]
+    if not active:
+        return pooled
+    pools = [branch.pool if touched is None or i == 0 else touched.pool for i, branch in active]
+    outputs = ops.qkv_pool3d_norm(
+        [qkv[i] for i, _ in active],
+        [grids[i] for i, _ in active],
+        pools,
+        has_cls=has_cls,
+        weight=[branch.weight for _, branch in active],
+        norm_weight=[branch.norm_weight for _, branch in active],
+        norm_bias=[branch.norm_bias for _, branch in active],
+        norm_eps=[branch.norm_eps for _, branch in active],
+    )
+    for (i, _), pool, y in zip(active, pools, outputs, strict=True):
+        pooled[i] = (y, pool.out_grid(grids[i]))
+    return pooled
+
+
+def _rel_pos_rows(rel_pos: RelPos, q: Tensor, grid_q: Grid, grid_k: Grid, has_cls: bool) -> Tensor:
+    t, h, w = (
+        None if table is None else gather_table(table, num_q, num_k, rel_pos.index)
+        for table, num_q, num_k in zip((rel_pos.t, rel_pos.h, rel_pos.w), grid_q, grid_k, strict=True)
+    )
+    return ops.decomposed_rel_pos(q, grid_q, grid_k, has_cls=has_cls, table_t=t, table_h=h, table_w=w)

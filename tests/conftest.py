@@ -1,0 +1,39 @@
+"""Settings common to all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from mvit_kernels import backends
+
+# Examples are drawn the same way in every run, and no test has a time limit in it.
+settings.register_profile(
+    "mvit_kernels", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("mvit_kernels")
+
+KERNEL_BACKENDS = [name for name in backends.available() if name != "eager"]
+"""The backends under test: every one that can run here and is not the reference itself."""
+
+
+@pytest.fixture(params=KERNEL_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on each kernel backend in turn, with no way back to the reference."""
+    with backends.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Uninitialised tensors, those made in C++ included, come filled with NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
