@@ -1,0 +1,91 @@
+"""accelerate, restore, accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from ..modules import MultiHeadPoolingAttention
+from . import torchvision  # noqa: F401  registers its adapter
+from .adapter import SIMILAR_NAMES, NotCovered, describe, find_adapter, full_name
+from .report import LeftAlone, Report, describe_replaced
+from .swap import host_class, is_accelerated, swap_in, swap_out
+
+
+def accelerate(model: nn.Module) -> Report:
+    """Run the MHPA layers of `model` on mvit_kernels, in place.
+
+    Parameters, buffers, sub-modules, hooks, state_dict, train and eval mode, deepcopy and pickle behave as before,
+    outputs and gradients agree within the numerics rule (docs/numerics.md). Calling it twice is harmless. A layer that
+    is not covered, a subclass with a forward of its own for one, is left alone and reported with the reason.
+
+    Args:
+        model: any module; layers of known libraries are found wherever they are inside it, `model` itself included.
+    Returns:
+        What was replaced, what was not, and why; print it.
+    Raises:
+        TypeError: `model` is no torch.nn.Module.
+    """
+    report, covered = _survey(model)
+    for module in covered:
+        swap_in(module)
+    return report
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Give every layer of `model` its own forward back; returns `model`."""
+    _check(model, "restore")
+    for module in model.modules():
+        if is_accelerated(module):
+            swap_out(module)
+    return model
+
+
+@contextmanager
+def accelerated(model: nn.Module) -> Iterator[Report]:
+    """:func:`accelerate` inside the `with`; on leaving it, the layers that this call replaced are restored."""
+    report, covered = _survey(model)
+    for module in covered:
+        swap_in(module)
+    try:
+        yield report
+    finally:
+        for module in covered:
+            swap_out(module)
+
+
+def survey(model: nn.Module) -> Report:
+    """The report that :func:`accelerate` would give, with nothing changed."""
+    return _survey(model)[0]
+
+
+def _survey(model: nn.Module) -> tuple[Report, list[nn.Module]]:
+    _check(model, "accelerate")
+    report, covered = Report(type(model).__name__), []
+    for name, module in model.named_modules():
+        name = name or "(the model itself)"
+        if isinstance(module, MultiHeadPoolingAttention):
+            report.already.append(describe_replaced(name, module.describe()))
+            continue
+        found = find_adapter(host_class(module))
+        if found is None:
+            if type(module).__name__ in SIMILAR_NAMES:
+                report.left_alone.append(LeftAlone(name, f"no adapter for {full_name(type(module))}"))
+            continue
+        adapter, host = found
+        try:
+            if is_accelerated(module):
+                report.already.append(describe_replaced(name, adapter.describe(module)))
+            else:
+                report.replaced.append(describe_replaced(name, describe(module, adapter, host)))
+                covered.append(module)
+        except NotCovered as reason:
+            report.left_alone.append(LeftAlone(name, str(reason)))
+    return report, covered
+
+
+def _check(model: nn.Module, function: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model is a {type(model).__name__}, a torch.nn.Module is right")

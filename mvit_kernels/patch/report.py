@@ -1,0 +1,87 @@
+"""What `accelerate` did to a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import backends
+from ..description import MHPA, Fused
+from ..problem import AttentionProblem
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that runs on mvit_kernels: its module name, and where its ops go for its parameters' dtype and device."""
+
+    name: str
+    backend: str
+    touched_tokens: bool
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A layer that keeps its own forward, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """Every attention layer of a model: replaced now, replaced before, or left alone with the reason.
+
+    Attributes:
+        model: class name of the model.
+        replaced: layers this call changed.
+        already: layers that ran on mvit_kernels before this call.
+        left_alone: layers that keep their own forward.
+    """
+
+    model: str
+    replaced: list[Replaced] = field(default_factory=list)
+    already: list[Replaced] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        running = self.replaced + self.already
+        total = len(running) + len(self.left_alone)
+        if total == 0:
+            return (
+                f"{self.model}: no multi-head pooling attention layer of a known library found; "
+                "mvit_kernels.modules.MultiHeadPoolingAttention is the layer to build your own model on"
+            )
+        lines = []
+        for backend in dict.fromkeys(layer.backend for layer in running):
+            group = [layer for layer in running if layer.backend == backend]
+            touched = sum(layer.touched_tokens for layer in group)
+            extra = f", {touched} of them with touched-token k/v" if touched else ""
+            lines.append(f"{self.model}: {len(group)} of {total} attention layers on {backend}{extra}")
+        if not running:
+            lines.append(f"{self.model}: 0 of {total} attention layers replaced")
+        if self.already:
+            lines.append(f"{len(self.already)} of them ran on mvit_kernels before")
+        lines += [f"left alone: {layer.name}  {layer.reason}" for layer in self.left_alone]
+        return "\n".join(lines)
+
+
+def describe_replaced(name: str, layer: MHPA) -> Replaced:
+    """The report's line for a layer, its backend chosen for a problem of its parameters' dtype and device."""
+    linear = layer.qkv.linear if isinstance(layer.qkv, Fused) else layer.qkv.q
+    weight = linear.weight
+    width = weight.shape[0] // (3 if isinstance(layer.qkv, Fused) else 1)
+    problem = AttentionProblem(
+        device=weight.device.type,
+        dtype=weight.dtype,
+        batch=1,
+        heads=layer.heads,
+        head_dim=width // layer.heads,
+        num_q=1,
+        num_k=1,
+        rel_pos=layer.rel_pos is not None,
+        has_cls=layer.has_cls,
+        residual=layer.residual,
+        needs_grad=torch.is_grad_enabled() and weight.requires_grad,
+    )
+    return Replaced(name, backends.describe_choice(problem), layer.uses_touched_tokens)
