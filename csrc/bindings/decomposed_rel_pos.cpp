@@ -1,28 +1,36 @@
-// mvit_kernels::decomposed_rel_pos on the CPU.
+// mvit_kernels::decomposed_rel_pos and decomposed_rel_pos_backward on the CPU.
 #include "bindings/tensors.h"
+#include "common/backward.h"
+
+#include <tuple>
 
 namespace mvit::bindings {
 namespace {
 
-Tensor decomposed_rel_pos(Tensor q, std::vector<int64_t> grid_q, std::vector<int64_t> grid_k, bool has_cls,
-                          std::optional<Tensor> table_t, std::optional<Tensor> table_h, std::optional<Tensor> table_w) {
-    const char *const op = "decomposed_rel_pos";
+struct Arguments {
+    Tensor q;
+    std::optional<Tensor> table_t, table_h, table_w;
+};
+
+// Checks the arguments and makes a problem of them, without outputs. What the problem points to is kept by `a`.
+RelPosProblem rel_pos_problem(const char *op, Arguments &a, const std::vector<int64_t> &grid_q,
+                              const std::vector<int64_t> &grid_k, bool has_cls) {
     RelPosProblem p = {};
-    p.dtype = dtype_of(op, "q", q);
-    q = tokens(op, "q", q, p.dtype);
-    p.batch = q.size(0);
-    p.heads = q.size(1);
-    p.head_dim = q.size(3);
+    p.dtype = dtype_of(op, "q", a.q);
+    a.q = tokens(op, "q", a.q, p.dtype);
+    p.batch = a.q.size(0);
+    p.heads = a.q.size(1);
+    p.head_dim = a.q.size(3);
     p.has_cls = has_cls;
     p.grid_q = size3(op, "grid_q", grid_q, 0, 1);
     p.grid_k = size3(op, "grid_k", grid_k, 0, 1);
-    STD_TORCH_CHECK(q.size(2) == has_cls + volume(p.grid_q), op, ": grid_q (", p.grid_q.t, ", ", p.grid_q.h, ", ",
+    STD_TORCH_CHECK(a.q.size(2) == has_cls + volume(p.grid_q), op, ": grid_q (", p.grid_q.t, ", ", p.grid_q.h, ", ",
                     p.grid_q.w, ") has ", volume(p.grid_q), " tokens", has_cls ? " (+1 cls)" : "", ", but q has ",
-                    q.size(2), " tokens in dim 2");
-    p.q = q.const_data_ptr();
-    p.q_stride_b = q.stride(0);
-    p.q_stride_h = q.stride(1);
-    p.q_stride_n = q.stride(2);
+                    a.q.size(2), " tokens in dim 2");
+    p.q = a.q.const_data_ptr();
+    p.q_stride_b = a.q.stride(0);
+    p.q_stride_h = a.q.stride(1);
+    p.q_stride_n = a.q.stride(2);
     const auto table = [&](const char *argument, std::optional<Tensor> &tensor, int64_t queries,
                            int64_t keys) -> Parameter {
         if (!tensor)
@@ -30,12 +38,18 @@ Tensor decomposed_rel_pos(Tensor q, std::vector<int64_t> grid_q, std::vector<int
         tensor = parameter(op, argument, *tensor, {queries, keys, p.head_dim});
         return as_parameter(op, argument, *tensor);
     };
-    p.table_t = table("table_t", table_t, p.grid_q.t, p.grid_k.t);
-    p.table_h = table("table_h", table_h, p.grid_q.h, p.grid_k.h);
-    p.table_w = table("table_w", table_w, p.grid_q.w, p.grid_k.w);
+    p.table_t = table("table_t", a.table_t, p.grid_q.t, p.grid_k.t);
+    p.table_h = table("table_h", a.table_h, p.grid_q.h, p.grid_k.h);
+    p.table_w = table("table_w", a.table_w, p.grid_q.w, p.grid_k.w);
+    return p;
+}
 
-    Tensor rows = empty(q, {p.batch, p.heads, q.size(2), p.grid_k.t + p.grid_k.h + p.grid_k.w},
-                        accumulator_type_of(p.dtype));
+Tensor decomposed_rel_pos(Tensor q, std::vector<int64_t> grid_q, std::vector<int64_t> grid_k, bool has_cls,
+                          std::optional<Tensor> table_t, std::optional<Tensor> table_h, std::optional<Tensor> table_w) {
+    Arguments a = {q, table_t, table_h, table_w};
+    RelPosProblem p = rel_pos_problem("decomposed_rel_pos", a, grid_q, grid_k, has_cls);
+    Tensor rows =
+        empty(q, {p.batch, p.heads, q.size(2), p.grid_k.t + p.grid_k.h + p.grid_k.w}, accumulator_type_of(p.dtype));
     p.rows = rows.mutable_data_ptr();
     if (p.batch * p.heads > 0) {
         const cpu::Kernels &kernels = cpu::kernels();
@@ -44,9 +58,47 @@ Tensor decomposed_rel_pos(Tensor q, std::vector<int64_t> grid_q, std::vector<int
     return rows;
 }
 
+// The gradients of q and of the three tables; without elements where not needed.
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+decomposed_rel_pos_backward(Tensor grad, Tensor q, std::vector<int64_t> grid_q, std::vector<int64_t> grid_k,
+                            bool has_cls, std::optional<Tensor> table_t, std::optional<Tensor> table_h,
+                            std::optional<Tensor> table_w, std::vector<bool> needs) {
+    const char *const op = "decomposed_rel_pos_backward";
+    Arguments a = {q, table_t, table_h, table_w};
+    RelPosBackwardProblem p = {};
+    p.forward = rel_pos_problem(op, a, grid_q, grid_k, has_cls);
+    STD_TORCH_CHECK(needs.size() == 4, op, ": needs has ", needs.size(), " entries, it must have 4");
+    const Size3 keys = p.forward.grid_k;
+    grad = tokens(op, "grad", grad, p.forward.dtype == DType::f64 ? DType::f64 : DType::f32);
+    check_shape(op, "grad", grad, {p.forward.batch, p.forward.heads, q.size(2), keys.t + keys.h + keys.w});
+    p.grad = grad.const_data_ptr();
+    p.stride_b = grad.stride(0);
+    p.stride_h = grad.stride(1);
+    p.stride_n = grad.stride(2);
+
+    Tensor q_grad = needs[0] ? gradient_like(q) : nothing(q);
+    p.q = needs[0] ? q_grad.mutable_data_ptr() : nullptr;
+    const auto table = [&](bool needed, const std::optional<Tensor> &of, ParameterGradient &gradient) {
+        if (!needed || !of)
+            return nothing(q);
+        Tensor out = gradient_like(*of);
+        gradient = {out.mutable_data_ptr(), dtype_of(op, "table", *of)};
+        return out;
+    };
+    Tensor t_grad = table(needs[1], a.table_t, p.table_t);
+    Tensor h_grad = table(needs[2], a.table_h, p.table_h);
+    Tensor w_grad = table(needs[3], a.table_w, p.table_w);
+    if (p.q || p.table_t.data || p.table_h.data || p.table_w.data) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run(q, p, kernels.decomposed_rel_pos_backward_scratch, kernels.decomposed_rel_pos_backward);
+    }
+    return {q_grad, t_grad, h_grad, w_grad};
+}
+
 } // namespace
 } // namespace mvit::bindings
 
 STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
     m.impl("decomposed_rel_pos", TORCH_BOX(&mvit::bindings::decomposed_rel_pos));
+    m.impl("decomposed_rel_pos_backward", TORCH_BOX(&mvit::bindings::decomposed_rel_pos_backward));
 }

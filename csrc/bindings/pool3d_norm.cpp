@@ -1,5 +1,6 @@
-// mvit_kernels::pool3d_norm and mvit_kernels::qkv_pool3d_norm on the CPU.
+// mvit_kernels::pool3d_norm, qkv_pool3d_norm and qkv_pool3d_norm_backward on the CPU.
 #include "bindings/tensors.h"
+#include "common/backward.h"
 
 namespace mvit::bindings {
 namespace {
@@ -21,7 +22,8 @@ struct Arguments {
     std::vector<std::optional<double>> norm_eps;
 };
 
-std::vector<Tensor> pool(const char *op, Arguments a) {
+// Checks the arguments and makes a problem of them, without outputs. What the problem points to is kept by `a`.
+PoolProblem pool_problem(const char *op, Arguments &a) {
     const size_t branches = a.x.size();
     STD_TORCH_CHECK(branches >= 1 && branches <= size_t(kMaxPoolBranches), op, ": ", branches,
                     " tensors in x, there must be 1 to ", kMaxPoolBranches);
@@ -43,7 +45,6 @@ std::vector<Tensor> pool(const char *op, Arguments a) {
     problem.dtype = dtype_of(op, "x", a.x[0]);
     problem.has_cls = a.has_cls;
     problem.branches = int32_t(branches);
-    std::vector<Tensor> out;
     for (size_t i = 0; i < branches; ++i) {
         Tensor &x = a.x[i] = tokens(op, "x", a.x[i], problem.dtype);
         if (i == 0) {
@@ -72,8 +73,9 @@ std::vector<Tensor> pool(const char *op, Arguments a) {
         if (a.weight[i]) {
             const int64_t channels = a.weight[i]->dim() == 5 ? a.weight[i]->size(0) : 0;
             b.per_head_weight = channels == problem.heads * problem.head_dim && channels != problem.head_dim;
-            a.weight[i] = parameter(op, "weight", *a.weight[i],
-                                    {b.per_head_weight ? channels : problem.head_dim, 1, b.kernel.t, b.kernel.h, b.kernel.w});
+            a.weight[i] =
+                parameter(op, "weight", *a.weight[i],
+                          {b.per_head_weight ? channels : problem.head_dim, 1, b.kernel.t, b.kernel.h, b.kernel.w});
             b.weight = as_parameter(op, "weight", *a.weight[i]);
         }
         b.norm = a.norm_eps[i].has_value();
@@ -92,8 +94,17 @@ std::vector<Tensor> pool(const char *op, Arguments a) {
         b.stride_b = x.stride(0);
         b.stride_h = x.stride(1);
         b.stride_n = x.stride(2);
-        out.push_back(empty(x, {problem.batch, problem.heads, a.has_cls + volume(b.out_grid), problem.head_dim},
-                            x.scalar_type()));
+    }
+    return problem;
+}
+
+std::vector<Tensor> pool(const char *op, Arguments a) {
+    PoolProblem problem = pool_problem(op, a);
+    std::vector<Tensor> out;
+    for (size_t i = 0; i < a.x.size(); ++i) {
+        PoolBranch &b = problem.branch[i];
+        out.push_back(empty(a.x[i], {problem.batch, problem.heads, a.has_cls + volume(b.out_grid), problem.head_dim},
+                            a.x[i].scalar_type()));
         b.out = out.back().mutable_data_ptr();
     }
     if (problem.batch * problem.heads > 0) {
@@ -106,17 +117,9 @@ std::vector<Tensor> pool(const char *op, Arguments a) {
 Tensor pool3d_norm(Tensor x, std::vector<int64_t> thw, bool has_cls, std::string mode, std::vector<int64_t> kernel,
                    std::vector<int64_t> stride, std::vector<int64_t> padding, std::optional<Tensor> weight,
                    std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<double> norm_eps) {
-    return pool("pool3d_norm", {{x},
-                                thw,
-                                has_cls,
-                                {mode},
-                                kernel,
-                                stride,
-                                padding,
-                                {weight},
-                                {norm_weight},
-                                {norm_bias},
-                                {norm_eps}})[0];
+    return pool(
+        "pool3d_norm",
+        {{x}, thw, has_cls, {mode}, kernel, stride, padding, {weight}, {norm_weight}, {norm_bias}, {norm_eps}})[0];
 }
 
 // In a list an absent parameter is a tensor without elements: autograd does not reach into Tensor?[].
@@ -136,10 +139,62 @@ std::vector<Tensor> qkv_pool3d_norm(std::vector<Tensor> x, std::vector<int64_t> 
                                     present(norm_weight), present(norm_bias), norm_eps});
 }
 
+// Four gradients per branch: of x, weight, norm_weight and norm_bias; without elements where not needed.
+std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vector<Tensor> x, std::vector<int64_t> thw,
+                                             bool has_cls, std::vector<std::string> mode, std::vector<int64_t> kernel,
+                                             std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                             std::vector<Tensor> weight, std::vector<Tensor> norm_weight,
+                                             std::vector<Tensor> norm_bias, std::vector<std::optional<double>> norm_eps,
+                                             std::vector<bool> needs) {
+    const char *const op = "qkv_pool3d_norm_backward";
+    Arguments a = {
+        x,       thw, has_cls, mode, kernel, stride, padding, present(weight), present(norm_weight), present(norm_bias),
+        norm_eps};
+    PoolBackwardProblem problem = {};
+    problem.forward = pool_problem(op, a);
+    STD_TORCH_CHECK(grad.size() == x.size(), op, ": ", grad.size(), " gradients for ", x.size(), " tensors in x");
+    STD_TORCH_CHECK(needs.size() == 4 * x.size(), op, ": needs has ", needs.size(), " entries, it must have ",
+                    4 * x.size());
+    std::vector<Tensor> out;
+    bool any = false;
+    for (size_t i = 0; i < x.size(); ++i) {
+        const PoolBranch &b = problem.forward.branch[i];
+        PoolBranchGradients &g = problem.gradients[i];
+        grad[i] = tokens(op, "grad", grad[i], problem.forward.dtype);
+        check_shape(
+            op, "grad", grad[i],
+            {problem.forward.batch, problem.forward.heads, has_cls + volume(b.out_grid), problem.forward.head_dim});
+        g.grad = grad[i].const_data_ptr();
+        g.stride_b = grad[i].stride(0);
+        g.stride_h = grad[i].stride(1);
+        g.stride_n = grad[i].stride(2);
+        const auto gradient = [&](size_t which, const std::optional<Tensor> &of) -> void * {
+            const bool needed = of && needs[4 * i + which];
+            any = any || needed;
+            out.push_back(needed ? gradient_like(*of) : nothing(x[i]));
+            return needed ? out.back().mutable_data_ptr() : nullptr;
+        };
+        const auto parameter_gradient = [&](size_t which, const std::optional<Tensor> &of) -> ParameterGradient {
+            void *const data = gradient(which, of);
+            return {data, of ? dtype_of(op, "parameter", *of) : DType::f32};
+        };
+        g.x = gradient(0, a.x[i]);
+        g.weight = parameter_gradient(1, a.weight[i]);
+        g.norm_weight = parameter_gradient(2, a.norm_weight[i]);
+        g.norm_bias = parameter_gradient(3, a.norm_bias[i]);
+    }
+    if (any) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run(x[0], problem, kernels.pool3d_norm_backward_scratch, kernels.pool3d_norm_backward);
+    }
+    return out;
+}
+
 } // namespace
 } // namespace mvit::bindings
 
 STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
     m.impl("pool3d_norm", TORCH_BOX(&mvit::bindings::pool3d_norm));
     m.impl("qkv_pool3d_norm", TORCH_BOX(&mvit::bindings::qkv_pool3d_norm));
+    m.impl("qkv_pool3d_norm_backward", TORCH_BOX(&mvit::bindings::qkv_pool3d_norm_backward));
 }

@@ -1,5 +1,6 @@
-// mvit_kernels::pooling_attention on the CPU.
+// mvit_kernels::pooling_attention and pooling_attention_backward on the CPU.
 #include "bindings/tensors.h"
+#include "common/backward.h"
 
 #include <tuple>
 
@@ -12,15 +13,19 @@ Residual residual_of(const char *op, const std::string &residual) {
     return residual == "none" ? Residual::none : residual == "all" ? Residual::all : Residual::no_cls;
 }
 
-std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> rel_pos,
-                                             std::vector<int64_t> grid_k, double scale, bool has_cls,
-                                             std::string residual) {
-    const char *const op = "pooling_attention";
+struct Arguments {
+    Tensor q, k, v;
+    std::optional<Tensor> rel_pos;
+};
+
+// Checks the arguments and makes a problem of them, without outputs. What the problem points to is kept by `a`.
+AttentionProblem attention_problem(const char *op, Arguments &a, const std::vector<int64_t> &grid_k, double scale,
+                                   bool has_cls, const std::string &residual) {
     AttentionProblem p = {};
-    p.dtype = dtype_of(op, "q", q);
-    q = tokens(op, "q", q, p.dtype);
-    k = tokens(op, "k", k, p.dtype);
-    v = tokens(op, "v", v, p.dtype);
+    p.dtype = dtype_of(op, "q", a.q);
+    a = {tokens(op, "q", a.q, p.dtype), tokens(op, "k", a.k, p.dtype), tokens(op, "v", a.v, p.dtype), a.rel_pos};
+    const Tensor &q = a.q, &k = a.k, &v = a.v;
+    std::optional<Tensor> &rel_pos = a.rel_pos;
     p.batch = q.size(0);
     p.heads = q.size(1);
     p.queries = q.size(2);
@@ -30,8 +35,8 @@ std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::
     p.residual = residual_of(op, residual);
     p.scale = scale;
     const auto check_like_q = [&](const char *argument, const Tensor &tensor) {
-        STD_TORCH_CHECK(tensor.size(0) == p.batch && tensor.size(1) == p.heads && tensor.size(3) == p.head_dim, op, ": ",
-                        argument, " ", shape_of(tensor), " must agree with q ", shape_of(q), " in B, H and D");
+        STD_TORCH_CHECK(tensor.size(0) == p.batch && tensor.size(1) == p.heads && tensor.size(3) == p.head_dim, op,
+                        ": ", argument, " ", shape_of(tensor), " must agree with q ", shape_of(q), " in B, H and D");
     };
     check_like_q("k", k);
     check_like_q("v", v);
@@ -66,7 +71,14 @@ std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::
     p.v_stride_b = v.stride(0);
     p.v_stride_h = v.stride(1);
     p.v_stride_n = v.stride(2);
+    return p;
+}
 
+std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> rel_pos,
+                                             std::vector<int64_t> grid_k, double scale, bool has_cls,
+                                             std::string residual) {
+    Arguments a = {q, k, v, rel_pos};
+    AttentionProblem p = attention_problem("pooling_attention", a, grid_k, scale, has_cls, residual);
     Tensor out = empty(q, {p.batch, p.queries, p.heads, p.head_dim}, q.scalar_type());
     Tensor lse = empty(q, {p.batch, p.heads, p.queries}, accumulator_type_of(p.dtype));
     p.out = out.mutable_data_ptr();
@@ -78,9 +90,54 @@ std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::
     return {out, lse};
 }
 
+// The gradients of q, k, v and rel_pos; without elements where not needed.
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+pooling_attention_backward(Tensor grad_out, std::optional<Tensor> grad_lse, Tensor q, Tensor k, Tensor v,
+                           std::optional<Tensor> rel_pos, Tensor lse, std::vector<int64_t> grid_k, double scale,
+                           bool has_cls, std::string residual, std::vector<bool> needs) {
+    const char *const op = "pooling_attention_backward";
+    Arguments a = {q, k, v, rel_pos};
+    AttentionBackwardProblem p = {};
+    p.forward = attention_problem(op, a, grid_k, scale, has_cls, residual);
+    STD_TORCH_CHECK(needs.size() == 4, op, ": needs has ", needs.size(), " entries, it must have 4");
+    const int64_t batch = p.forward.batch, heads = p.forward.heads, queries = p.forward.queries;
+    grad_out = tokens(op, "grad_out", grad_out, p.forward.dtype);
+    check_shape(op, "grad_out", grad_out, {batch, queries, heads, p.forward.head_dim});
+    p.grad_out = grad_out.const_data_ptr();
+    p.stride_b = grad_out.stride(0);
+    p.stride_n = grad_out.stride(1);
+    p.stride_h = grad_out.stride(2);
+    const auto per_row = [&](const char *argument, Tensor &tensor) {
+        check_shape(op, argument, tensor, {batch, heads, queries});
+        STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == accumulator_type_of(p.forward.dtype), op, ": ",
+                        argument, " must be on the CPU and have the dtype of the log-sum-exp, ",
+                        torch::headeronly::toString(accumulator_type_of(p.forward.dtype)));
+        tensor = torch::stable::contiguous(tensor);
+        return tensor.mutable_data_ptr();
+    };
+    p.forward.lse = per_row("lse", lse);
+    if (grad_lse)
+        p.grad_lse = per_row("grad_lse", *grad_lse);
+
+    const auto gradient = [&](bool needed, const Tensor &of, void *&data) {
+        Tensor out = needed ? gradient_like(of) : nothing(q);
+        data = needed ? out.mutable_data_ptr() : nullptr;
+        return out;
+    };
+    Tensor q_grad = gradient(needs[0], q, p.q), k_grad = gradient(needs[1], k, p.k),
+           v_grad = gradient(needs[2], v, p.v);
+    Tensor rel_pos_grad = rel_pos ? gradient(needs[3], *rel_pos, p.rel_pos) : nothing(q);
+    if ((p.q || p.k || p.v || p.rel_pos) && batch * heads > 0) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run(q, p, kernels.pooling_attention_backward_scratch, kernels.pooling_attention_backward);
+    }
+    return {q_grad, k_grad, v_grad, rel_pos_grad};
+}
+
 } // namespace
 } // namespace mvit::bindings
 
 STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
     m.impl("pooling_attention", TORCH_BOX(&mvit::bindings::pooling_attention));
+    m.impl("pooling_attention_backward", TORCH_BOX(&mvit::bindings::pooling_attention_backward));
 }

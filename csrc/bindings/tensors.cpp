@@ -50,7 +50,7 @@ Tensor tokens(const char *op, const char *argument, const Tensor &tensor, DType 
     return tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
-Tensor parameter(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape) {
+void check_shape(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape) {
     bool fits = tensor.dim() == int64_t(shape.size());
     std::string wanted;
     for (size_t i = 0; i < shape.size(); ++i) {
@@ -58,6 +58,10 @@ Tensor parameter(const char *op, const char *argument, const Tensor &tensor, con
         wanted += (i ? ", " : "") + std::to_string(shape[i]);
     }
     STD_TORCH_CHECK(fits, op, ": ", argument, " ", shape_of(tensor), " must be (", wanted, ")");
+}
+
+Tensor parameter(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape) {
+    check_shape(op, argument, tensor, shape);
     STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", argument, " is not on the CPU, as the tokens are");
     dtype_of(op, argument, tensor);
     return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
@@ -71,8 +75,8 @@ Size3 size3(const char *op, const char *argument, const std::vector<int64_t> &li
     STD_TORCH_CHECK(list.size() >= first + 3, op, ": ", argument, " has ", list.size(), " entries, it must have ",
                     first + 3, " or more");
     for (size_t i = first; i < first + 3; ++i)
-        STD_TORCH_CHECK(list[i] >= least && list[i] < (int64_t(1) << 31), op, ": ", argument, " has the entry ", list[i],
-                        ", it must be at least ", least);
+        STD_TORCH_CHECK(list[i] >= least && list[i] < (int64_t(1) << 31), op, ": ", argument, " has the entry ",
+                        list[i], ", it must be at least ", least);
     return {list[first], list[first + 1], list[first + 2]};
 }
 
@@ -80,10 +84,16 @@ Tensor empty(const Tensor &like, const std::vector<int64_t> &shape, ScalarType d
     return torch::stable::new_empty(like, shape, dtype);
 }
 
+Tensor gradient_like(const Tensor &like) {
+    const auto sizes = like.sizes();
+    return empty(like, std::vector<int64_t>(sizes.begin(), sizes.end()), like.scalar_type());
+}
+
+Tensor nothing(const Tensor &like) { return empty(like, {0}, like.scalar_type()); }
+
 cpu::ParallelFor parallel_for() {
     const auto run = [](int64_t count, cpu::ParallelFor::Body body, const void *context) {
-        torch::stable::parallel_for(0, count, 1,
-                                    [=](int64_t begin, int64_t end) { body(context, begin, end); });
+        torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
     };
     return {run, int64_t(torch::stable::get_num_threads())};
 }

@@ -35,7 +35,11 @@ Parameter as_parameter(const char *op, const char *argument, const Tensor &tenso
 // Three sizes of at least `least`, from `first` on.
 Size3 size3(const char *op, const char *argument, const std::vector<int64_t> &list, size_t first, int64_t least);
 
+void check_shape(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape);
+
 Tensor empty(const Tensor &like, const std::vector<int64_t> &shape, ScalarType dtype);
+Tensor gradient_like(const Tensor &like); // contiguous, uninitialised
+Tensor nothing(const Tensor &like);       // a tensor without elements
 
 // The threads of torch's pool.
 cpu::ParallelFor parallel_for();

@@ -1,6 +1,7 @@
 // What a kernel is told about one call: pointers, sizes and strides. No torch, no CUDA.
 //
-// All strides count elements and all innermost strides are 1. Sizes are those the caller has checked; kernels check nothing.
+// All strides count elements and all innermost strides are 1. Sizes are those the caller has checked; kernels check
+// nothing.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +36,7 @@ struct PoolBranch {
     int64_t stride_b, stride_h, stride_n; // of x
     Size3 in, out_grid, kernel, stride, padding;
     PoolMode mode;
-    Parameter weight; // conv: (C, kt, kh, kw)
+    Parameter weight;     // conv: (C, kt, kh, kw)
     bool per_head_weight; // C == H*D, head-major; else C == D, shared by the heads
     bool norm;
     Parameter norm_weight, norm_bias; // (D,)

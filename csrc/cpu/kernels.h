@@ -1,12 +1,13 @@
-// The CPU kernels as the bindings see them: one table of functions per instruction-set level, and the choice of a level.
+// The CPU kernels as the bindings see them: one table of functions per instruction-set level, and the choice of a
+// level.
 #pragma once
 
-#include "common/problem.h"
+#include "common/backward.h"
 
 namespace mvit::cpu {
 
-// Runs body(context, begin, end) on disjoint ranges that cover [0, count). The kernels get it from their caller, so that
-// they share the caller's thread pool without knowing it. The body never throws.
+// Runs body(context, begin, end) on disjoint ranges that cover [0, count). The kernels get it from their caller, so
+// that they share the caller's thread pool without knowing it. The body never throws.
 struct ParallelFor {
     using Body = void (*)(const void *context, int64_t begin, int64_t end);
     void (*run)(int64_t count, Body body, const void *context);
@@ -23,6 +24,12 @@ struct Kernels {
     void (*decomposed_rel_pos)(const RelPosProblem &, void *scratch, const ParallelFor &);
     int64_t (*pooling_attention_scratch)(const AttentionProblem &, int64_t threads);
     void (*pooling_attention)(const AttentionProblem &, void *scratch, const ParallelFor &);
+    int64_t (*pool3d_norm_backward_scratch)(const PoolBackwardProblem &, int64_t threads);
+    void (*pool3d_norm_backward)(const PoolBackwardProblem &, void *scratch, const ParallelFor &);
+    int64_t (*decomposed_rel_pos_backward_scratch)(const RelPosBackwardProblem &, int64_t threads);
+    void (*decomposed_rel_pos_backward)(const RelPosBackwardProblem &, void *scratch, const ParallelFor &);
+    int64_t (*pooling_attention_backward_scratch)(const AttentionBackwardProblem &, int64_t threads);
+    void (*pooling_attention_backward)(const AttentionBackwardProblem &, void *scratch, const ParallelFor &);
 };
 
 // The highest level this CPU runs, or the one that the environment variable MVIT_KERNELS_CPU_LEVEL names. Chosen at the

@@ -8,8 +8,19 @@ namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    MVIT_TEXT(MVIT_CPU_LEVEL_NAME), pool3d_norm_scratch, pool3d_norm,       decomposed_rel_pos_scratch,
-    decomposed_rel_pos,             pooling_attention_scratch, pooling_attention,
+    MVIT_TEXT(MVIT_CPU_LEVEL_NAME),
+    pool3d_norm_scratch,
+    pool3d_norm,
+    decomposed_rel_pos_scratch,
+    decomposed_rel_pos,
+    pooling_attention_scratch,
+    pooling_attention,
+    pool3d_norm_backward_scratch,
+    pool3d_norm_backward,
+    decomposed_rel_pos_backward_scratch,
+    decomposed_rel_pos_backward,
+    pooling_attention_backward_scratch,
+    pooling_attention_backward,
 };
 
 } // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME

@@ -15,5 +15,11 @@ int64_t decomposed_rel_pos_scratch(const RelPosProblem &, int64_t threads);
 void decomposed_rel_pos(const RelPosProblem &, void *scratch, const ParallelFor &);
 int64_t pooling_attention_scratch(const AttentionProblem &, int64_t threads);
 void pooling_attention(const AttentionProblem &, void *scratch, const ParallelFor &);
+int64_t pool3d_norm_backward_scratch(const PoolBackwardProblem &, int64_t threads);
+void pool3d_norm_backward(const PoolBackwardProblem &, void *scratch, const ParallelFor &);
+int64_t decomposed_rel_pos_backward_scratch(const RelPosBackwardProblem &, int64_t threads);
+void decomposed_rel_pos_backward(const RelPosBackwardProblem &, void *scratch, const ParallelFor &);
+int64_t pooling_attention_backward_scratch(const AttentionBackwardProblem &, int64_t threads);
+void pooling_attention_backward(const AttentionBackwardProblem &, void *scratch, const ParallelFor &);
 
 } // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME

@@ -1,10 +1,10 @@
 // Pooling attention, forward: softmax(scale * q k^T + bias) v (+ q), without ever holding the score matrix.
 //
-//   pack       per (batch, head), once: k into panels [keys / panel][D][panel], lanes = keys; v into rows padded to whole
-//              vectors (v itself where it already is that)
+//   pack       per (batch, head), once: k into panels [keys / panel][D][panel], lanes = keys; v into rows padded to
+//              whole vectors (v itself where it already is that)
 //   task       up to 48 queries of one (batch, head), in blocks of R = kRows; keys in tiles of at most kKeyTile
-//   S          R x (P vectors of keys) in registers, one broadcast of q and one load of k per FMA group; the bias of the
-//              rel-pos row is added and the running maximum taken on the way out, into L1
+//   S          R x (P vectors of keys) in registers, one broadcast of q and one load of k per FMA group; the bias of
+//              the rel-pos row is added and the running maximum taken on the way out, into L1
 //   softmax    in L1: exp(S - max), row sums; rescaling of O only from the second key tile on
 //   O += P v   a few rows x a few vectors of D in registers, key chunks small enough that v stays in L1 for all R rows
 //   epilogue   / sum, + q (residual pooling), one rounding, store as (B, Nq, H, D)
@@ -28,10 +28,10 @@ constexpr int kRows = 4, kPanelVectors = 4, kValueRows = 4, kValueVectors = 4;
 constexpr int kRows = 4, kPanelVectors = 2, kValueRows = 4, kValueVectors = 2;
 #endif
 constexpr int64_t kTaskRows = 48;
-constexpr int64_t kKeyTile = 512;  // S of one block is at most kRows * kKeyTile elements: half of L1
+constexpr int64_t kKeyTile = 512;   // S of one block is at most kRows * kKeyTile elements: half of L1
 constexpr int64_t kValueChunk = 64; // keys whose v stays in L1 while all rows of a block use it
 
-template <class T> constexpr int64_t kPanel = kPanelVectors *lanes<T>; // keys per panel
+template <class T> constexpr int64_t kPanel = kPanelVectors * lanes<T>; // keys per panel
 template <class T> constexpr int64_t kQueryLanes = ceil_div(kRows, lanes<T>) * lanes<T>;
 template <class T> constexpr int64_t kScoreStride = kKeyTile + lanes<T>; // a bias row ends in a whole vector
 
@@ -46,12 +46,13 @@ template <class T> struct Plan {
     int64_t workers;
 
     // Per worker.
-    T *q_panels;             // [blocks_per_task][D][kQueryLanes]
-    T *scores;               // [kRows][kScoreStride]
-    T *sums;                 // O before the division: [blocks_per_task * kRows][padded D]
-    T *row_max, *row_sum;    // [blocks_per_task * kRows]
-    T *bias_plane, *bias_w;  // [Kh*Kw and a vector], [Kw in whole vectors]
-    int64_t worker_bytes;    // distance of one worker's buffers from the next one's
+    T *q_panels;          // [blocks_per_task][D][kQueryLanes]
+    T *scores;            // [kRows][kScoreStride]
+    T *sums;              // O before the division: [blocks_per_task * kRows][padded D]
+    T *row_max, *row_sum; // [blocks_per_task * kRows]
+    T *bias_planes;       // [kRows][plane_size]
+    int64_t plane_size;   // a vector, Kh*Kw and a vector
+    int64_t worker_bytes; // distance of one worker's buffers from the next one's
 };
 
 template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t threads, Arena &arena) {
@@ -72,7 +73,8 @@ template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t 
                              4. * double(heads) * double(a.queries) * double(a.keys) * double(a.head_dim));
 
     p.v_in_place = sizeof(S) == sizeof(T) && a.head_dim == p.padded_dim && a.v_stride_n == a.head_dim &&
-                   reinterpret_cast<uintptr_t>(a.v) % kVectorBytes == 0 && a.v_stride_b % W == 0 && a.v_stride_h % W == 0;
+                   reinterpret_cast<uintptr_t>(a.v) % kVectorBytes == 0 && a.v_stride_b % W == 0 &&
+                   a.v_stride_h % W == 0;
     p.k_panels = arena.take<T>(heads * p.panels * a.head_dim * kPanel<T>);
     p.v_rows = p.v_in_place ? nullptr : arena.take<T>(heads * a.keys * p.padded_dim);
 
@@ -84,8 +86,8 @@ template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t 
     p.row_max = arena.take<T>(rows);
     p.row_sum = arena.take<T>(rows);
     if (a.rel_pos) {
-        p.bias_plane = arena.take<T>(a.grid_k.h * a.grid_k.w + W);
-        p.bias_w = arena.take<T>(round_up(a.grid_k.w, W));
+        p.plane_size = a.grid_k.h * a.grid_k.w + 2 * W;
+        p.bias_planes = arena.take<T>(kRows * p.plane_size);
     }
     p.worker_bytes = arena.used() - before;
     arena.take<char>((p.workers - 1) * p.worker_bytes);
@@ -132,11 +134,13 @@ void scores_block(const T *q, const T *k, int64_t head_dim, T *s, vec<T> *row_ma
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+        vec<T> largest = row_max[r];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             store(s + r * kScoreStride<T> + v * W, acc[r][v]);
-            row_max[r] = max_or_second<T>(row_max[r], acc[r][v]);
+            largest = max_or_second<T>(largest, acc[r][v]);
         }
+        row_max[r] = largest;
     }
 }
 
@@ -211,39 +215,54 @@ void all_values(const T *p, const T *v, int64_t value_stride, int64_t keys, T *s
 
 // ---- Bias ----
 
-// to[i] = bias of key first + i, i < n, for one query's row of rel_pos. Whole vectors are written, so up to a vector more.
-template <class T>
-void bias_row(const Plan<T> &p, const T *rel_pos, int64_t first, int64_t n, T *plane, T *bias_w, T *to) {
+// The keys [first, first + count) of a tile, in the grid, and the lines h of the (h, w) plane that they lie on.
+struct KeyRange {
+    bool has_cls; // the tile begins with the cls key, which is not in the grid
+    int64_t first, count;
+    int64_t h_begin, h_end;
+};
+
+KeyRange key_range(const AttentionProblem &a, int64_t first, int64_t keys) {
+    const bool cls = a.has_cls && first == 0;
+    KeyRange range = {cls, first - a.has_cls + cls, keys - cls, 0, a.grid_k.h};
+    const int64_t area = a.grid_k.h * a.grid_k.w, in_plane = range.first % area;
+    if (in_plane + range.count <= area) {
+        range.h_begin = in_plane / a.grid_k.w;
+        range.h_end = ceil_div(in_plane + range.count, a.grid_k.w);
+    }
+    return range;
+}
+
+// plane[h][w] = bias_h[h] + bias_w[w] on the lines of the range, from one query's row of rel_pos. Writes whole vectors:
+// what runs over the end of a line is overwritten, as the next line and all columns to the left come later.
+template <class T> void bias_plane(Size3 grid, const KeyRange &range, const T *rel_pos, T *plane) {
     constexpr int W = lanes<T>;
-    const Size3 grid = p.a.grid_k;
-    const int64_t area = grid.h * grid.w;
-    const T *const bias_t = rel_pos, *const bias_h = rel_pos + grid.t;
-    int64_t key = first - p.a.has_cls, end = key + n; // in the grid
-    if (key < 0) {
-        *to++ = 0; // the cls key
-        ++key;
+    const T *const bias_h = rel_pos + grid.t, *const bias_w = bias_h + grid.h;
+    for (int64_t w = (grid.w - 1) / W * W; w >= 0; w -= W) {
+        const vec<T> line = load_first(bias_w + w, grid.w - w);
+        for (int64_t h = range.h_begin; h < range.h_end; ++h)
+            store(plane + h * grid.w + w, line + bias_h[h]);
     }
-    if (key == end)
-        return;
-    int64_t t = key / area, in_plane = key % area;
+}
 
-    // plane = bias_h + bias_w of the lines h that these keys lie on.
-    const bool one_plane = in_plane + (end - key) <= area;
-    const int64_t h_begin = one_plane ? in_plane / grid.w : 0;
-    const int64_t h_end = one_plane ? ceil_div(in_plane + (end - key), grid.w) : grid.h;
-    for (int64_t w = 0; w < grid.w; w += W)
-        store(bias_w + w, load_first(bias_h + grid.h + w, grid.w - w));
-    for (int64_t h = h_begin; h < h_end; ++h)
-        for (int64_t w = 0; w < grid.w; w += W) // the last vector runs into the next line, which is written after it
-            store(plane + h * grid.w + w, load(bias_w + w) + bias_h[h]);
-
-    for (; key < end; ++t, in_plane = 0) {
-        const int64_t count = min(area - in_plane, end - key);
-        for (int64_t i = 0; i < count; i += W)
-            store(to + i, load(plane + in_plane + i) + bias_t[t]);
-        to += count;
-        key += count;
+// to[i] = bias of key i of the tile, in aligned whole vectors. One that crosses planes is put together from the end of
+// one and the beginning of the next, read so that its first element lies where the other ends: from before the plane.
+template <class T> void bias_row(Size3 grid, const KeyRange &range, const T *bias_t, const T *plane, T *to) {
+    constexpr int W = lanes<T>;
+    const int64_t area = grid.h * grid.w, keys = range.has_cls + range.count;
+    int64_t in_plane = range.first % area - range.has_cls;
+    bias_t += range.first / area;
+    for (int64_t i = 0; i < keys; i += W, in_plane += W) {
+        vec<T> bias = load(plane + in_plane) + *bias_t;
+        while (in_plane + W > area && i + area - in_plane < keys) {
+            const int64_t end = area - in_plane;
+            bias = first_lanes<T>(int(end)) ? bias : load(plane - end) + *++bias_t;
+            in_plane -= area;
+        }
+        store(to + i, bias);
     }
+    if (range.has_cls)
+        to[0] = 0;
 }
 
 // ---- One block of queries against one tile of keys ----
@@ -260,7 +279,8 @@ template <class T> struct Block {
 };
 
 // The first `keys` of S are turned into exp(S - max), O and the row sum rescaled where the maximum grew.
-template <class T> void softmax_tile(const Block<T> &block, T *s, const vec<T> *tile_max, int64_t keys, int64_t padded_dim) {
+template <class T>
+void softmax_tile(const Block<T> &block, T *s, const vec<T> *tile_max, int64_t keys, int64_t padded_dim) {
     constexpr int W = lanes<T>;
     for (int64_t r = 0; r < block.rows; ++r, s += kScoreStride<T>) {
         const T before = block.row_max[r], tile = max_lanes<T>(tile_max[r]);
@@ -297,14 +317,20 @@ void run_tile(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block,
     for (int r = 0; r < R; ++r)
         tile_max[r] = broadcast<T>(-__builtin_huge_valf());
     if (a.rel_pos) {
-        const T *rel_pos = static_cast<const T *>(a.rel_pos) + block.batch * a.rel_pos_stride_b +
-                           block.head * a.rel_pos_stride_h + block.query * a.rel_pos_stride_n;
-        for (int64_t r = 0; r < R; ++r, rel_pos += a.rel_pos_stride_n)
-            if (r >= block.rows || (a.has_cls && block.query + r == 0))
+        const T *const rel_pos = static_cast<const T *>(a.rel_pos) + block.batch * a.rel_pos_stride_b +
+                                 block.head * a.rel_pos_stride_h + block.query * a.rel_pos_stride_n;
+        T *const planes = of_worker(p, p.bias_planes, worker) + lanes<T>;
+        const KeyRange range = key_range(a, first, keys);
+        const int64_t begin = a.has_cls && block.query == 0 ? 1 : 0; // the cls query
+        // All planes before all rows: a row then reads what has long left the store buffer.
+        for (int64_t r = begin; r < block.rows; ++r)
+            bias_plane(a.grid_k, range, rel_pos + r * a.rel_pos_stride_n, planes + r * p.plane_size);
+        for (int64_t r = begin; r < block.rows; ++r)
+            bias_row(a.grid_k, range, rel_pos + r * a.rel_pos_stride_n, planes + r * p.plane_size,
+                     s + r * kScoreStride<T>);
+        for (int64_t r = 0; r < R; ++r)
+            if (r < begin || r >= block.rows)
                 __builtin_memset(s + r * kScoreStride<T>, 0, size_t(keys) * sizeof(T));
-            else
-                bias_row(p, rel_pos, first, keys, of_worker(p, p.bias_plane, worker), of_worker(p, p.bias_w, worker),
-                         s + r * kScoreStride<T>);
         all_scores<T, R, true>(block.q_panel, k, a.head_dim, keys, s, tile_max);
     } else {
         all_scores<T, R, false>(block.q_panel, k, a.head_dim, keys, s, tile_max);
@@ -335,8 +361,10 @@ template <class S> void end_block(const Plan<accumulator<S>> &p, const Block<acc
     for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t query = block.query + r;
         const S *const q = q_row<S>(a, block.batch, block.head, query);
-        S *const out = static_cast<S *>(a.out) + ((block.batch * a.queries + query) * a.heads + block.head) * a.head_dim;
-        const bool residual = a.residual == Residual::all || (a.residual == Residual::no_cls && !(a.has_cls && query == 0));
+        S *const out =
+            static_cast<S *>(a.out) + ((block.batch * a.queries + query) * a.heads + block.head) * a.head_dim;
+        const bool residual =
+            a.residual == Residual::all || (a.residual == Residual::no_cls && !(a.has_cls && query == 0));
         const T *const sums = block.sums + r * p.padded_dim;
         const T inverse = T(1) / block.row_sum[r];
         for (int64_t c = 0; c < a.head_dim; c += lanes<T>) {
@@ -385,8 +413,8 @@ template <class S> void pack_keys(const Plan<accumulator<S>> &p, int64_t head, i
     const AttentionProblem &a = p.a;
     const int64_t b = head / a.heads, h = head % a.heads;
     const int64_t key = panel * kPanel<T>, count = min(kPanel<T>, a.keys - key);
-    pack_panel(static_cast<const S *>(a.k) + b * a.k_stride_b + h * a.k_stride_h + key * a.k_stride_n, a.k_stride_n, count,
-               a.head_dim, T(1), p.k_panels + (head * p.panels + panel) * a.head_dim * kPanel<T>, kPanel<T>);
+    pack_panel(static_cast<const S *>(a.k) + b * a.k_stride_b + h * a.k_stride_h + key * a.k_stride_n, a.k_stride_n,
+               count, a.head_dim, T(1), p.k_panels + (head * p.panels + panel) * a.head_dim * kPanel<T>, kPanel<T>);
     if (!p.v_in_place)
         pack_rows(static_cast<const S *>(a.v) + b * a.v_stride_b + h * a.v_stride_h + key * a.v_stride_n, a.v_stride_n,
                   count, a.head_dim, p.v_rows + (head * a.keys + key) * p.padded_dim, p.padded_dim);
@@ -397,7 +425,8 @@ template <class S> void run(const AttentionProblem &problem, void *scratch, cons
     Arena arena(scratch);
     const Plan<T> p = plan<S>(problem, parallel.threads, arena);
     const int64_t heads = problem.batch * problem.heads;
-    const int64_t pack_workers = worker_count(p.workers, heads * p.panels, double(heads * problem.keys * problem.head_dim));
+    const int64_t pack_workers =
+        worker_count(p.workers, heads * p.panels, double(heads * problem.keys * problem.head_dim));
     for_each_task(parallel, pack_workers, heads * p.panels,
                   [&](int64_t, int64_t task) { pack_keys<S>(p, task / p.panels, task % p.panels); });
     for_each_task(parallel, p.workers, heads * p.tasks_per_head,

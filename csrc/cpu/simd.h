@@ -1,8 +1,9 @@
 // Vectors of the level being compiled, on the compiler's vector extensions: one source for every instruction set.
 //
-// vec<T> is a register of T = float or double, the two accumulation types. Tensors hold a storage type S: float, double,
-// bf16 or f16; load() widens S to its accumulation type, store() rounds back (to nearest even, NaN kept). Arithmetic is
-// written with operators: `acc += x * w` is one FMA where the level has it, and a scalar operand is broadcast.
+// vec<T> is a register of T = float or double, the two accumulation types. Tensors hold a storage type S: float,
+// double, bf16 or f16; load() widens S to its accumulation type, store() rounds back (to nearest even, NaN kept).
+// Arithmetic is written with operators: `acc += x * w` is one FMA where the level has it, and a scalar operand is
+// broadcast.
 //
 // A partial load or store touches exactly n < lanes elements; the other lanes are read as 0.
 #pragma once
@@ -104,6 +105,16 @@ template <class T, int... I> MVIT_INLINE vec<T> shuffle(vec<T> x, vec<T> y) {
 #endif
 }
 
+// Hides where a value comes from, so that it stays in the register it is in: compilers like to reload a vector for each
+// use as a memory operand, and to keep one pointer per row of a block, until the registers run out.
+#if defined(__x86_64__)
+#define MVIT_VECTOR_REGISTER "v"
+#else
+#define MVIT_VECTOR_REGISTER "w"
+#endif
+template <class T> MVIT_INLINE void keep_vector(vec<T> &x) { asm("" : "+" MVIT_VECTOR_REGISTER(x)); }
+template <class T> MVIT_INLINE void keep_pointer(T *&p) { asm("" : "+r"(p)); }
+
 // ---- Load and store ----
 
 template <class S> MVIT_INLINE void copy_few(void *to, const void *from, int n) {
@@ -169,9 +180,7 @@ MVIT_INLINE vec<float> widen(f16, halves x) { return _mm256_cvtph_ps(bits_as<__m
 MVIT_INLINE halves narrow(f16, vec<float> x) { return bits_as<halves>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 #elif defined(__aarch64__)
 typedef __fp16 native_halves __attribute__((vector_size(kVectorBytes / 2)));
-MVIT_INLINE vec<float> widen(f16, halves x) {
-    return __builtin_convertvector(bits_as<native_halves>(x), vec<float>);
-}
+MVIT_INLINE vec<float> widen(f16, halves x) { return __builtin_convertvector(bits_as<native_halves>(x), vec<float>); }
 MVIT_INLINE halves narrow(f16, vec<float> x) { return bits_as<halves>(__builtin_convertvector(x, native_halves)); }
 #else
 // Exponent and mantissa shifted into place read as x * 2^-112; one exact product undoes that, also for subnormals.
@@ -258,33 +267,119 @@ template <class T, int S, class F> MVIT_INLINE vec<T> reduce(vec<T> x, const F &
 } // namespace detail
 
 template <class T> MVIT_INLINE T sum_lanes(vec<T> x) {
-    return detail::reduce<T, lanes<T> / 2>(x, [](vec<T> a, vec<T> b) __attribute__((always_inline)) { return a + b; })[0];
+    return detail::reduce<T, lanes<T> / 2>(x,
+                                           [](vec<T> a, vec<T> b) __attribute__((always_inline)) { return a + b; })[0];
 }
-// NaN lanes may or may not win.
-template <class T> MVIT_INLINE T max_lanes(vec<T> x) {
-    return detail::reduce<T, lanes<T> / 2>(
-        x, [](vec<T> a, vec<T> b) __attribute__((always_inline)) { return max_or_second<T>(a, b); })[0];
-}
-
 namespace detail {
-// One step of the transposition: swaps the off-diagonal S x S blocks of each 2S x 2S block.
-template <class T, int S, int... L> MVIT_INLINE void swap_blocks(vec<T> *rows, std::integer_sequence<int, L...>) {
-    constexpr int W = lanes<T>;
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i)
-        if (!(i & S)) {
-            const vec<T> a = rows[i], b = rows[i + S];
-            rows[i] = shuffle<T, (L & S ? W + L - S : L)...>(a, b);
-            rows[i + S] = shuffle<T, (L & S ? W + L : L + S)...>(a, b);
+template <class T, int S, int... L> MVIT_INLINE vec<T> add_pair(vec<T> a, vec<T> b, std::integer_sequence<int, L...>) {
+    return shuffle<T, (L & S ? lanes<T> + L - S : L)...>(a, b) + shuffle<T, (L & S ? lanes<T> + L : L + S)...>(a, b);
+}
+// Each step halves the number of rows and doubles the number of lanes summed, bit S of the lane telling the row.
+template <class T, int N, int S> MVIT_INLINE vec<T> fold(vec<T> *rows) {
+    const auto all = std::make_integer_sequence<int, lanes<T>>{};
+    if constexpr (S == lanes<T>) {
+        return rows[0];
+    } else {
+        if constexpr (S < N) {
+#pragma GCC unroll 8
+            for (int i = 0; i < N; i += 2 * S)
+                rows[i] = add_pair<T, S>(rows[i], rows[i + S], all);
+        } else {
+            rows[0] += rotate<T, S>(rows[0], all);
         }
-    if constexpr (2 * S < W)
-        swap_blocks<T, 2 * S>(rows, std::make_integer_sequence<int, W>{});
+        return fold<T, N, 2 * S>(rows);
+    }
 }
 } // namespace detail
 
-// rows[i][j] <-> rows[j][i]
+// Lane i of the result is the sum of the lanes of rows[i % N]; N is a power of 2, at most the number of lanes.
+template <class T, int N> MVIT_INLINE vec<T> sum_lanes_of_rows(const vec<T> (&rows)[N]) {
+    static_assert(N <= lanes<T> && (N & (N - 1)) == 0);
+    vec<T> sums[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i)
+        sums[i] = rows[i];
+    return detail::fold<T, N, 1>(sums);
+}
+
+// NaN lanes may or may not win.
+template <class T> MVIT_INLINE T max_lanes(vec<T> x) {
+    return detail::reduce<T, lanes<T> / 2>(x, [](vec<T> a, vec<T> b)
+                                                  __attribute__((always_inline)) { return max_or_second<T>(a, b); })[0];
+}
+
+namespace detail {
+// Two-operand shuffles that are one instruction, in terms of the register's 128-bit quarters: the lane of x followed by
+// y that lane i of the result comes from.
+template <class T> constexpr int kPerQuarter = 16 / int(sizeof(T));
+template <class T> constexpr int quarter(int i) { return i / kPerQuarter<T>; }
+template <class T> constexpr int in_quarter(int i) { return i % kPerQuarter<T>; }
+
+template <class T, int High> struct Interleave { // x0 y0 x1 y1 of each quarter, or of its higher half
+    static constexpr int from(int i) {
+        return quarter<T>(i) * kPerQuarter<T> + in_quarter<T>(i) / 2 + High * kPerQuarter<T> / 2 + i % 2 * lanes<T>;
+    }
+};
+template <class T, int High> struct Halves { // x0 x1 y0 y1 of each quarter, or x2 x3 y2 y3
+    static constexpr int from(int i) {
+        return quarter<T>(i) * kPerQuarter<T> + i % 2 + High * 2 + in_quarter<T>(i) / 2 * lanes<T>;
+    }
+};
+template <class T, int A, int B>
+struct Quarters { // quarters A B of x, then A B of y; of two quarters, A of x and A of y
+    static constexpr int from(int i) {
+        constexpr int half = lanes<T> / 2;
+        return (i % half < kPerQuarter<T> ? A : B) * kPerQuarter<T> + in_quarter<T>(i) + i / half * lanes<T>;
+    }
+};
+template <class T, class Pattern, int... L>
+MVIT_INLINE vec<T> arrange(vec<T> x, vec<T> y, std::integer_sequence<int, L...>) {
+    return shuffle<T, Pattern::from(L)...>(x, y);
+}
+template <class T, class Pattern> MVIT_INLINE vec<T> arrange(vec<T> x, vec<T> y) {
+    return arrange<T, Pattern>(x, y, std::make_integer_sequence<int, lanes<T>>{});
+}
+} // namespace detail
+
+// rows[i][j] <-> rows[j][i]: within the quarters of as many rows as a quarter has lanes, then of the quarters
+// themselves.
 template <class T> MVIT_INLINE void transpose(vec<T> (&rows)[lanes<T>]) {
-    detail::swap_blocks<T, 1>(rows, std::make_integer_sequence<int, lanes<T>>{});
+    using namespace detail;
+    constexpr int W = lanes<T>, G = kPerQuarter<T>;
+#pragma GCC unroll 4
+    for (int i = 0; i < W; i += G) {
+        vec<T> *const r = rows + i;
+        const vec<T> low = arrange<T, Interleave<T, 0>>(r[0], r[1]), high = arrange<T, Interleave<T, 1>>(r[0], r[1]);
+        if constexpr (G == 2) {
+            r[0] = low;
+            r[1] = high;
+        } else {
+            const vec<T> low2 = arrange<T, Interleave<T, 0>>(r[2], r[3]),
+                         high2 = arrange<T, Interleave<T, 1>>(r[2], r[3]);
+            r[0] = arrange<T, Halves<T, 0>>(low, low2);
+            r[1] = arrange<T, Halves<T, 1>>(low, low2);
+            r[2] = arrange<T, Halves<T, 0>>(high, high2);
+            r[3] = arrange<T, Halves<T, 1>>(high, high2);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < G; ++i) {
+        vec<T> *const r = rows + i;
+        if constexpr (W == 2 * G) {
+            const vec<T> first = arrange<T, Quarters<T, 0, 0>>(r[0], r[G]);
+            r[G] = arrange<T, Quarters<T, 1, 1>>(r[0], r[G]);
+            r[0] = first;
+        } else if constexpr (W == 4 * G) {
+            const vec<T> low = arrange<T, Quarters<T, 0, 1>>(r[0], r[G]),
+                         high = arrange<T, Quarters<T, 2, 3>>(r[0], r[G]);
+            const vec<T> low2 = arrange<T, Quarters<T, 0, 1>>(r[2 * G], r[3 * G]),
+                         high2 = arrange<T, Quarters<T, 2, 3>>(r[2 * G], r[3 * G]);
+            r[0] = arrange<T, Quarters<T, 0, 2>>(low, low2);
+            r[G] = arrange<T, Quarters<T, 1, 3>>(low, low2);
+            r[2 * G] = arrange<T, Quarters<T, 0, 2>>(high, high2);
+            r[3 * G] = arrange<T, Quarters<T, 1, 3>>(high, high2);
+        }
+    }
 }
 
 // ---- exp and log ----
@@ -292,49 +387,61 @@ template <class T> MVIT_INLINE void transpose(vec<T> (&rows)[lanes<T>]) {
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2 (Cody and Waite: ln 2 in two parts makes r exact enough).
 template <class T> struct ExpConstants;
 template <> struct ExpConstants<float> {
-    static constexpr float lowest = -87.33654f; // below, exp(x) is subnormal
+    static constexpr float lowest = -88.1f; // n = -127
     static constexpr float log2_e = 1.44269504088896341f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    static constexpr float round_to_int = 0x1.8p23f;
-    static constexpr int mantissa_bits = 23, bias = 127;
-    // Cephes expf: exp(r) = 1 + r + r^2 p(r), highest power first; about 1 ulp.
+    static constexpr int mantissa_bits = 23;
+    static constexpr float round_to_int = 0x1.8p23f + 127;
+    // Cephes expf: exp(r) = 1 + r + r^2 p(r), highest power first.
     static constexpr float p[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                   4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 };
 template <> struct ExpConstants<double> {
-    static constexpr double lowest = -708.39641853226408;
+    static constexpr double lowest = -709.1; // n = -1023
     static constexpr double log2_e = 1.4426950408889634, ln2_high = 6.93147180369123816490e-01,
                             ln2_low = 1.90821492927058770002e-10;
-    static constexpr double round_to_int = 0x1.8p52;
-    static constexpr int mantissa_bits = 52, bias = 1023;
+    static constexpr int mantissa_bits = 52;
+    static constexpr double round_to_int = 0x1.8p52 + 1023;
     // Taylor's series to r^13: the rest is below 5e-18.
-    static constexpr double p[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
-                                   1. / 5040,       1. / 720,       1. / 120,      1. / 24,      1. / 6,      1. / 2};
+    static constexpr double p[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
+                                   1. / 362880,     1. / 40320,     1. / 5040,     1. / 720,
+                                   1. / 120,        1. / 24,        1. / 6,        1. / 2};
 };
 
-// For x <= 0, all a softmax needs. NaN stays NaN; a result that would be subnormal is 0, so exp(-inf) is.
+// For x <= 0, all a softmax needs; about 1 ulp. NaN stays NaN. Below the normal numbers the result is 0, so exp(-inf)
+// is.
 template <class T> MVIT_INLINE vec<T> exp_nonpositive(vec<T> x) {
     using C = ExpConstants<T>;
-    const vec<T> lowest = broadcast<T>(C::lowest);
-    const ivec<T> vanishes = x < lowest; // false for NaN
-    const vec<T> in = vanishes ? lowest : x;
-    const vec<T> shifted = in * C::log2_e + C::round_to_int; // the integer n, in the lowest bits of the mantissa
+    x = max_or_second<T>(broadcast<T>(C::lowest), x);
+    // Adding so large a number leaves n + bias in the lowest bits of the mantissa: the exponent field of 2^n, 0 where n
+    // is too small for a normal number.
+    const vec<T> shifted = x * C::log2_e + C::round_to_int;
     const vec<T> n = shifted - C::round_to_int;
-    const vec<T> r = in - n * C::ln2_high - n * C::ln2_low;
+    const vec<T> r = x - n * C::ln2_high - n * C::ln2_low;
     vec<T> p = broadcast<T>(C::p[0]);
 #pragma GCC unroll 16
     for (size_t i = 1; i < sizeof(C::p) / sizeof(T); ++i)
         p = p * r + C::p[i];
-    p = p * (r * r) + r + T(1);
-    const uvec<T> two_to_n = (bits_as<uvec<T>>(shifted) + C::bias) << C::mantissa_bits; // any number where x is NaN
-    p *= bits_as<vec<T>>(two_to_n);
-    return vanishes ? vec<T>{} : p;
+    p = p * r + T(1);
+    p = p * r + T(1);
+    return p * bits_as<vec<T>>(bits_as<uvec<T>>(shifted) << C::mantissa_bits);
 }
 
 MVIT_INLINE float exp(float x) { return __builtin_expf(x); }
 MVIT_INLINE double exp(double x) { return __builtin_exp(x); }
 MVIT_INLINE float log(float x) { return __builtin_logf(x); }
 MVIT_INLINE double log(double x) { return __builtin_log(x); }
-MVIT_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
-MVIT_INLINE double sqrt(double x) { return __builtin_sqrt(x); }
+
+MVIT_INLINE vec<float> sqrt(vec<float> x) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<float>; ++i)
+        x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
+MVIT_INLINE vec<double> sqrt(vec<double> x) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes<double>; ++i)
+        x[i] = __builtin_sqrt(x[i]);
+    return x;
+}
 
 } // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME

@@ -28,9 +28,5 @@ class CpuBackend(CompiledBackend):
         if problem.dtype not in DTYPES:
             yield f"dtype {problem.dtype}: float32, bfloat16, float16 or float64"
 
-    def notes(self, problem: Problem) -> Iterator[str]:
-        if problem.needs_grad:
-            yield "the backward recomputes through the reference"
-
     def variant(self) -> str | None:
         return _library.cpu_level()

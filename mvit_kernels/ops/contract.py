@@ -1,8 +1,14 @@
-"""Defining an op in Python: schema, fake implementation, and a backward that recomputes through the reference."""
+"""Defining an op in Python: schema, fake implementation, autograd.
+
+The gradient of an op is an op of its own, `<op>_backward`, with a kernel in the compiled library. That one is not
+differentiable again: where the caller asks for a graph of the backward (`create_graph=True`), the gradients come from
+the reference instead, and PyTorch differentiates those.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,6 +22,8 @@ def recomputed_gradients(
     forward: Callable[..., Tensor | Sequence[Tensor]], inputs: Tensors, grad_outputs: Tensors
 ) -> list[Tensor | None]:
     """Gradients of `forward(*inputs)` for the inputs that require one, by running it again under autograd.
+
+    For a backward that is to be differentiated itself; any other one takes the backward op.
 
     Each input goes in through an alias of its own, so a tensor passed twice gets its two gradients apart, and the
     result is differentiable again where the caller asked for that.
@@ -41,3 +49,20 @@ def recomputed_gradients(
         )
     )
     return [next(grads) if x is not None and x.requires_grad else None for x in aliases]
+
+
+def present(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """What autograd takes: None for a gradient that was not asked for, which a backward op returns without elements."""
+    return [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
+
+
+def register_not_differentiable(op: str) -> None:
+    """Make a second backward through the op `<op>_backward` an error that says what would be right."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(f"{op}_backward is not differentiable: differentiate {op} with create_graph=True")
+
+    torch.library.register_autograd(f"mvit_kernels::{op}_backward", backward, setup_context=setup_context, lib=LIBRARY)

@@ -12,12 +12,16 @@ from .. import reference
 from ..backends import select
 from ..problem import RelPosProblem
 from . import checks
-from .contract import LIBRARY, recomputed_gradients
+from .contract import LIBRARY, present, recomputed_gradients, register_not_differentiable
 from .pool3d_norm import grid3
 
 LIBRARY.define(
     "decomposed_rel_pos(Tensor q, SymInt[] grid_q, SymInt[] grid_k, bool has_cls, "
     "Tensor? table_t, Tensor? table_h, Tensor? table_w) -> Tensor"
+)
+LIBRARY.define(
+    "decomposed_rel_pos_backward(Tensor grad, Tensor q, SymInt[] grid_q, SymInt[] grid_k, bool has_cls, "
+    "Tensor? table_t, Tensor? table_h, Tensor? table_w, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -83,6 +87,25 @@ def _fake(
     return q.new_empty(*q.shape[:3], sum(grid_k), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
+@torch.library.register_fake("mvit_kernels::decomposed_rel_pos_backward", lib=LIBRARY)
+def _fake_backward(
+    grad: Tensor,
+    q: Tensor,
+    grid_q: Sequence[int],
+    grid_k: Sequence[int],
+    has_cls: bool,
+    table_t: Tensor | None,
+    table_h: Tensor | None,
+    table_w: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of q and the tables, contiguous; without elements where not needed."""
+    return tuple(
+        q.new_empty(0) if x is None or not needed else x.new_empty(x.shape)
+        for x, needed in zip((q, table_t, table_h, table_w), needs, strict=True)
+    )
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     q, grid_q, grid_k, has_cls, *tables = inputs
     ctx.save_for_backward(q, *tables)
@@ -90,15 +113,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q_needs, *_, t_needs, h_needs, w_needs = ctx.needs_input_grad
+    if torch.is_grad_enabled():
+        q, t, h, w = _differentiable_gradients(ctx, grad)
+    else:
+        needs = [q_needs, t_needs, h_needs, w_needs]
+        tokens, *tables = ctx.saved_tensors
+        gradients = torch.ops.mvit_kernels.decomposed_rel_pos_backward(
+            grad, tokens, ctx.grid_q, ctx.grid_k, ctx.has_cls, *tables, needs
+        )
+        q, t, h, w = present(gradients, needs)
+    return q, None, None, None, t, h, w
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     def forward(q: Tensor, t: Tensor | None, h: Tensor | None, w: Tensor | None) -> Tensor:
         return reference.decomposed_rel_pos(
             q, ctx.grid_q, ctx.grid_k, has_cls=ctx.has_cls, table_t=t, table_h=h, table_w=w
         )
 
-    q, t, h, w = recomputed_gradients(forward, ctx.saved_tensors, [grad])
-    return q, None, None, None, t, h, w
+    return recomputed_gradients(forward, ctx.saved_tensors, [grad])
 
 
 torch.library.register_autograd(
     "mvit_kernels::decomposed_rel_pos", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+register_not_differentiable("decomposed_rel_pos")

@@ -13,6 +13,7 @@ from ..backends import select
 from ..problem import Grid, Pool, PoolProblem, tokens
 from . import checks
 from .contract import LIBRARY, recomputed_gradients
+from .pool_backward import pool_gradients
 
 LIBRARY.define(
     "pool3d_norm(Tensor x, SymInt[] thw, bool has_cls, str mode, int[] kernel, int[] stride, int[] padding, "
@@ -125,6 +126,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        x, weight, norm_weight, norm_bias = _differentiable_gradients(ctx, grad)
+    else:
+        ((x, weight, norm_weight, norm_bias),) = pool_gradients(
+            [grad], ctx.saved_tensors, [ctx.thw], [ctx.pool], ctx.has_cls, [ctx.norm_eps]
+        )
+    return x, None, None, None, None, None, None, weight, norm_weight, norm_bias, None
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     def forward(x: Tensor, weight: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
         return reference.pool3d_norm(
             x,
@@ -137,8 +148,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             norm_eps=ctx.norm_eps,
         )
 
-    x, weight, norm_weight, norm_bias = recomputed_gradients(forward, ctx.saved_tensors, [grad])
-    return x, None, None, None, None, None, None, weight, norm_weight, norm_bias, None
+    return recomputed_gradients(forward, ctx.saved_tensors, [grad])
 
 
 torch.library.register_autograd("mvit_kernels::pool3d_norm", _backward, setup_context=_setup_context, lib=LIBRARY)

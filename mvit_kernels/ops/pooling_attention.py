@@ -13,12 +13,17 @@ from .. import reference
 from ..backends import select
 from ..problem import RESIDUALS, AttentionProblem
 from . import checks
-from .contract import LIBRARY, recomputed_gradients
+from .contract import LIBRARY, present, recomputed_gradients, register_not_differentiable
 from .pool3d_norm import grid3
 
 LIBRARY.define(
     "pooling_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_pos, SymInt[] grid_k, float scale, bool has_cls, "
     "str residual) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "pooling_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? rel_pos, "
+    "Tensor lse, SymInt[] grid_k, float scale, bool has_cls, str residual, bool[] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -114,13 +119,52 @@ def _fake(
     return out, q.new_empty(batch, heads, num_q, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
+@torch.library.register_fake("mvit_kernels::pooling_attention_backward", lib=LIBRARY)
+def _fake_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_pos: Tensor | None,
+    lse: Tensor,
+    grid_k: Sequence[int],
+    scale: float,
+    has_cls: bool,
+    residual: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v and rel_pos, contiguous; without elements where not needed."""
+    return tuple(
+        q.new_empty(0) if x is None or not needed else x.new_empty(x.shape)
+        for x, needed in zip((q, k, v, rel_pos), needs, strict=True)
+    )
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, rel_pos, grid_k, scale, has_cls, residual = inputs
-    ctx.save_for_backward(q, k, v, rel_pos)
+    ctx.save_for_backward(q, k, v, rel_pos, output[1])
+    ctx.set_materialize_grads(False)
     ctx.grid_k, ctx.scale, ctx.has_cls, ctx.residual = grid3(grid_k), scale, has_cls, residual
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, lse = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return *_differentiable_gradients(ctx, inputs, grad_out, grad_lse), None, None, None, None
+    q, k, v, rel_pos = inputs
+    if grad_out is None:
+        grad_out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+    needs = ctx.needs_input_grad[:4]
+    gradients = torch.ops.mvit_kernels.pooling_attention_backward(
+        grad_out, grad_lse, q, k, v, rel_pos, lse, ctx.grid_k, ctx.scale, ctx.has_cls, ctx.residual, needs
+    )
+    return *present(gradients, needs), None, None, None, None
+
+
+def _differentiable_gradients(
+    ctx: Any, inputs: list[Tensor | None], grad_out: Tensor | None, grad_lse: Tensor | None
+) -> list[Tensor | None]:
     def forward(q: Tensor, k: Tensor, v: Tensor, rel_pos: Tensor | None) -> tuple[Tensor, Tensor]:
         return reference.pooling_attention(
             q,
@@ -133,8 +177,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
             residual=ctx.residual,
         )
 
-    grads = recomputed_gradients(forward, ctx.saved_tensors, [grad_out, grad_lse])
-    return *grads, None, None, None, None
+    return recomputed_gradients(forward, inputs, [grad_out, grad_lse])
 
 
 torch.library.register_autograd("mvit_kernels::pooling_attention", _backward, setup_context=_setup_context, lib=LIBRARY)
+register_not_differentiable("pooling_attention")

@@ -14,6 +14,7 @@ from ..problem import Grid, Pool, QkvPoolProblem
 from . import checks
 from .contract import LIBRARY, recomputed_gradients
 from .pool3d_norm import check_branch, empty_output, grid3
+from .pool_backward import pool_gradients
 
 # In a list an absent parameter is a tensor without elements: autograd does not reach into Tensor?[].
 LIBRARY.define(
@@ -110,11 +111,23 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, thw, has_cls, mode, kernel, stride, padding, weight, norm_weight, norm_bias, norm_eps = inputs
     ctx.save_for_backward(*x, *weight, *norm_weight, *norm_bias)
+    ctx.set_materialize_grads(False)
     ctx.thw, ctx.has_cls, ctx.norm_eps = _grids(thw), has_cls, list(norm_eps)
     ctx.pool = _pools(mode, kernel, stride, padding)
 
 
 def _backward(ctx: Any, grad: list[Tensor | None]) -> tuple[list[Tensor | None] | None, ...]:
+    n = len(ctx.pool)
+    if torch.is_grad_enabled():
+        flat = _differentiable_gradients(ctx, grad)
+    else:
+        branches = pool_gradients(grad, ctx.saved_tensors, ctx.thw, ctx.pool, ctx.has_cls, ctx.norm_eps)
+        flat = [branches[i][which] for which in range(4) for i in range(n)]
+    parameters = (flat[n : 2 * n], flat[2 * n : 3 * n], flat[3 * n :])
+    return flat[:n], None, None, None, None, None, None, *parameters, None
+
+
+def _differentiable_gradients(ctx: Any, grad: list[Tensor | None]) -> list[Tensor | None]:
     n = len(ctx.pool)
 
     def forward(*tensors: Tensor) -> list[Tensor]:
@@ -130,9 +143,7 @@ def _backward(ctx: Any, grad: list[Tensor | None]) -> tuple[list[Tensor | None] 
             norm_eps=ctx.norm_eps,
         )
 
-    grads = recomputed_gradients(forward, ctx.saved_tensors, grad)
-    parameters = (grads[n : 2 * n], grads[2 * n : 3 * n], grads[3 * n :])
-    return grads[:n], None, None, None, None, None, None, *parameters, None
+    return recomputed_gradients(forward, ctx.saved_tensors, grad)
 
 
 torch.library.register_autograd("mvit_kernels::qkv_pool3d_norm", _backward, setup_context=_setup_context, lib=LIBRARY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -79,11 +80,23 @@ def test_cpu_says_what_it_can_not_do() -> None:
     assert any(reason.startswith("dtype torch.float8_e4m3fn") for reason in reasons)
 
 
-def test_explain_says_that_the_backward_recomputes() -> None:
-    import dataclasses
+class Talkative(EagerBackend):
+    """A backend with something to say where a gradient is needed."""
 
-    assert "recomputes through the reference" not in explain(PROBLEM)
-    assert "recomputes through the reference" in explain(dataclasses.replace(PROBLEM, needs_grad=True))
+    name = "talkative"
+
+    def notes(self, problem) -> Iterator[str]:
+        if problem.needs_grad:
+            yield "slow in the backward"
+
+
+def test_explain_and_record_show_the_notes_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_BACKENDS", {"talkative": Talkative()})
+    assert "slow in the backward" not in explain(PROBLEM)
+    assert "talkative: chosen; slow in the backward" in explain(dataclasses.replace(PROBLEM, needs_grad=True))
+    with backends.record() as log:
+        ops.pooling_attention(q(1).requires_grad_(), q(1), q(1))
+    assert log[0].notes == ("slow in the backward",)
 
 
 @pytest.mark.parametrize(("value", "expected"), [("eager", "['eager']"), ("cudnn", "backend 'cudnn' is not known")])

@@ -1,0 +1,91 @@
+"""The backward op of `pool3d_norm` and `qkv_pool3d_norm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..problem import Grid, Pool
+from .contract import LIBRARY, present, register_not_differentiable
+
+LIBRARY.define(
+    "qkv_pool3d_norm_backward(Tensor[] grad, Tensor[] x, SymInt[] thw, bool has_cls, str[] mode, int[] kernel, "
+    "int[] stride, int[] padding, Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float?[] norm_eps, "
+    "bool[] needs) -> Tensor[]"
+)
+
+
+@torch.library.register_fake("mvit_kernels::qkv_pool3d_norm_backward", lib=LIBRARY)
+def _fake_backward(
+    grad: Sequence[Tensor],
+    x: Sequence[Tensor],
+    thw: Sequence[int],
+    has_cls: bool,
+    mode: Sequence[str],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    weight: Sequence[Tensor],
+    norm_weight: Sequence[Tensor],
+    norm_bias: Sequence[Tensor],
+    norm_eps: Sequence[float | None],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Per branch the gradients of x, weight, norm_weight and norm_bias, contiguous; no elements where not needed."""
+    inputs = [tensor for branch in zip(x, weight, norm_weight, norm_bias, strict=True) for tensor in branch]
+    return [
+        tensor.new_empty(tensor.shape) if needed and (i % 4 == 0 or tensor.numel()) else x[i // 4].new_empty(0)
+        for i, (tensor, needed) in enumerate(zip(inputs, needs, strict=True))
+    ]
+
+
+def pool_gradients(
+    grad: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
+    thw: Sequence[Grid],
+    pool: Sequence[Pool],
+    has_cls: bool,
+    norm_eps: Sequence[float | None],
+) -> list[list[Tensor | None]]:
+    """Per branch the gradients of x, weight, norm_weight and norm_bias, None where the input requires none.
+
+    `inputs` are the x of all branches, then their weights, norm weights and norm biases. A branch whose output has no
+    gradient is left out of the call.
+    """
+    branches = len(grad)
+    by_branch = [inputs[i::branches] for i in range(branches)]
+    needs = [[tensor is not None and tensor.requires_grad for tensor in branch] for branch in by_branch]
+    found: list[list[Tensor | None]] = [[None] * 4 for _ in range(branches)]
+    active = [i for i in range(branches) if grad[i] is not None and any(needs[i])]
+    if not active:
+        return found
+
+    def of_active(grids: Sequence[Grid]) -> list[int]:
+        return [n for i in active for n in grids[i]]
+
+    like = by_branch[0][0]
+    assert like is not None
+    x, *parameters = (
+        [like.new_empty(0) if (value := by_branch[i][which]) is None else value for i in active] for which in range(4)
+    )
+    gradients = torch.ops.mvit_kernels.qkv_pool3d_norm_backward(
+        [grad[i] for i in active],
+        x,
+        of_active(thw),
+        has_cls,
+        [pool[i].mode for i in active],
+        of_active([p.kernel for p in pool]),
+        of_active([p.stride for p in pool]),
+        of_active([p.padding for p in pool]),
+        *parameters,
+        [norm_eps[i] for i in active],
+        [needed for i in active for needed in needs[i]],
+    )
+    for place, i in enumerate(active):
+        found[i] = present(gradients[4 * place : 4 * place + 4], needs[i])
+    return found
+
+
+register_not_differentiable("qkv_pool3d_norm")
