@@ -1,0 +1,25 @@
+"""The parser, and which failures are the user's to mend: one line and status 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..backends import UnsupportedError
+from ..video import ClipError
+from . import bench, explain, info
+from .options import Parser, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status: 0, 1 where a check of results failed, 2 where what was asked can't be done."""
+    parser = Parser(prog="mvit_kernels", description="Fused kernels for Multiscale Vision Transformers.")
+    commands = parser.add_subparsers(required=True, metavar="{bench,info,explain}", parser_class=Parser)
+    for command in (bench, info, explain):
+        command.add_parser(commands)
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except (UsageError, ClipError, UnsupportedError) as error:
+        print(f"mvit_kernels: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,230 @@
+"""Timing and memory measurement, shared by `python -m mvit_kernels bench` and benchmarks/.
+
+Seconds and bytes. Only the caller's functions run in the timed region, so they must not make their inputs.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _library
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, 20th and 80th percentile of some samples."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Spread:
+        """Percentiles by linear interpolation between the sorted samples; ValueError if there are none."""
+        if not samples:
+            raise ValueError("Spread.of: samples is empty, at least one sample is right")
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(statistics.median(samples), p20, p80)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds per call, by name; sample i of every name comes from the same round."""
+
+    seconds: dict[str, list[float]]
+
+    def spread(self, name: str) -> Spread:
+        """Spread of the seconds of `name`."""
+        return Spread.of(self.seconds[name])
+
+    def speedup(self, name: str, *, over: str) -> Spread:
+        """How many times faster `name` is than `over`: spread of the ratio within each round.
+
+        Neighbours in time share the machine's state, so these ratios vary less than the seconds do.
+        """
+        pairs = zip(self.seconds[over], self.seconds[name], strict=True)
+        return Spread.of([slow / fast for slow, fast in pairs])
+
+
+def time_alternating(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    device: torch.device | str = "cpu",
+    progress: Callable[[], object] | None = None,
+) -> Timings:
+    """Time several callables in one process, in turn: A B A B ..., after as many rounds of warm-up.
+
+    Args:
+        calls: what to time, by name. The result of a call is dropped outside the timed region.
+        repeats: timed rounds, at least 1.
+        warmup: rounds before them, not timed.
+        device: where the work runs; a GPU is waited for before and after each call.
+        progress: called after every call, warm-up included: (warmup + repeats) * len(calls) times.
+    Raises:
+        ValueError: no calls, repeats below 1 or warmup below 0.
+    """
+    if not calls:
+        raise ValueError("time_alternating: calls is empty, at least one callable is right")
+    if repeats < 1:
+        raise ValueError(f"time_alternating: repeats is {repeats}, at least 1 is right")
+    if warmup < 0:
+        raise ValueError(f"time_alternating: warmup is {warmup}, at least 0 is right")
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with _no_garbage_collection():
+        for i in range(-warmup, repeats):
+            for name, call in calls.items():
+                elapsed = _seconds(call, torch.device(device))
+                if i >= 0:
+                    seconds[name].append(elapsed)
+                if progress is not None:
+                    progress()
+    return Timings(seconds)
+
+
+def peak_extra_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
+    """Peak bytes that `call` holds through PyTorch's allocator, over what was there at its start; its result counts.
+
+    Call it once before, so that what is allocated once and kept is not counted. On the CPU this follows every
+    allocation and release on the calling thread, C++ ops included; releasing what was there before does not count.
+    Memory that a library takes from the system without the allocator is in no figure.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return _peak_extra_cuda(call, device)
+    if device.type == "cpu":
+        return _peak_extra_cpu(call)
+    raise ValueError(f"peak_extra_memory: device is {device}, cpu or cuda is right")
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a figure was measured on: processor, threads, versions, SIMD level, GPU and revision (None where absent)."""
+    device = torch.device(device)
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "simd": _library.cpu_level(),
+        "torch_simd": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "triton": _triton_version(),
+        "revision": _revision(),
+    }
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _peak_extra_cuda(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    del result
+    return peak - before
+
+
+def _peak_extra_cpu(call: Callable[[], object]) -> int:
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with _stderr_silenced():
+        profiler.start()
+    try:
+        result = call()
+    finally:
+        with _stderr_silenced():
+            profiler.stop()
+    del result  # after the last event, so that it is counted
+    recorded: Any = profiler.profiler  # the public event list folds releases into the operators around them
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _stderr_silenced() -> Iterator[None]:
+    """Drop what the profiler's C++ side logs when it starts and stops, at every log level; its failures still raise."""
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def _revision() -> str | None:
+    """Of the checkout this package is imported from, else of the build."""
+    checkout = Path(__file__).parent.parent
+    if (checkout / ".git").exists():
+        command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, or nothing committed
+            pass
+    return _library.build_info().get("revision")
