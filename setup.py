@@ -6,6 +6,7 @@ from where ``python -m mvit_kernels info`` shows it.
 
 Environment:
     MVIT_KERNELS_REQUIRE_CPP=1   a library that can't be built is an error
+    MVIT_KERNELS_LOCAL_VERSION   what follows the + of the version, "cu130" for one; tools/build_wheels.py sets it
     MAX_JOBS                     compile jobs; otherwise as many as there are cores and 2 GB of free memory for each
     CXX, CXXFLAGS, LDFLAGS       as CMake takes them
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError, OptionError
 
 try:  # a new virtual environment has an old setuptools or none, and without build isolation pip does not look
@@ -38,6 +40,7 @@ except ImportError as error:
 ROOT = Path(__file__).resolve().parent
 LIBRARY = "libmvit_kernels_cpu.so"
 BUILD_INFO = "build_info.json"
+REVISION = "revision.json"  # what git said, in a source distribution
 TORCH_TARGET = Version("2.10")  # the oldest torch that has the stable C++ interface used here
 BYTES_PER_JOB = 2 << 30
 
@@ -91,6 +94,14 @@ class BdistWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         library = self.get_finalized_command("build_ext").folder(inplace=False) / LIBRARY
         return "py3", "none", super().get_tag()[2] if library.exists() else "any"
+
+
+class Sdist(sdist):
+    """Takes the commit along: there is no git where a source distribution is built."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        (Path(base_dir) / REVISION).write_text(json.dumps(git_state()) + "\n")
 
 
 def build_cpu_library() -> tuple[Path, dict]:
@@ -180,7 +191,7 @@ def copy_if_changed(source: Path, target: Path) -> None:
 
 
 def git_state() -> dict:
-    """The commit, and whether tracked files differ from it; None for both outside a git checkout of this project."""
+    """The commit, and whether tracked files differ from it; None for both where nothing tells."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -191,10 +202,23 @@ def git_state() -> dict:
             return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit
         pass
+    if (ROOT / REVISION).exists():
+        return json.loads((ROOT / REVISION).read_text())
     return {"revision": None, "dirty": None}
 
 
+def version() -> str:
+    """The package's version, and what a wheel of its own adds to it."""
+    text = (ROOT / "mvit_kernels" / "__init__.py").read_text()
+    public = re.search(r'^__version__ = "(.+)"$', text, re.M)[1]
+    local = os.environ.get("MVIT_KERNELS_LOCAL_VERSION", "")
+    if local and not re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", local):
+        sys.exit(f"MVIT_KERNELS_LOCAL_VERSION {local!r}: lower-case letters, digits and dots, 'cu130' for one")
+    return f"{public}+{local}" if local else public
+
+
 setup(
+    version=version(),
     ext_modules=[Extension("mvit_kernels.lib.libmvit_kernels_cpu", sources=[])],  # CMake knows the sources
-    cmdclass={"build_ext": BuildExt, "bdist_wheel": BdistWheel},
+    cmdclass={"build_ext": BuildExt, "bdist_wheel": BdistWheel, "sdist": Sdist},
 )

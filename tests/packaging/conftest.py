@@ -39,8 +39,8 @@ class Project:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs Python in the tree, with no setting of the build taken from outside."""
-        settings = ("CXX", "CXXFLAGS", "LDFLAGS", "MAX_JOBS", "MVIT_KERNELS_REQUIRE_CPP")
-        inherited = {name: value for name, value in os.environ.items() if name not in settings}
+        settings = ("CXX", "CXXFLAGS", "LDFLAGS", "MAX_JOBS", "MVIT_KERNELS_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -54,11 +54,17 @@ class Project:
         return self.run("setup.py", "build_ext", "--inplace", **environment)
 
     def build_wheel(self, **environment: str) -> Path:
-        code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-        result = self.run("-c", code, **environment)
+        return self._build("wheel", "whl", environment)
+
+    def build_sdist(self, **environment: str) -> Path:
+        return self._build("sdist", "tar.gz", environment)
+
+    def _build(self, what: str, suffix: str, environment: dict[str, str]) -> Path:
+        shutil.rmtree(self.folder / "dist", ignore_errors=True)
+        result = self.run("-c", f"from setuptools import build_meta; build_meta.build_{what}('dist')", **environment)
         assert result.returncode == 0, result.stdout + result.stderr
-        (wheel,) = (self.folder / "dist").glob("*.whl")
-        return wheel
+        (built,) = (self.folder / "dist").glob(f"*.{suffix}")
+        return built
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +78,7 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Projec
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, folder)
         shutil.copytree(ROOT / "cmake", folder / "cmake")
+        shutil.copytree(ROOT / "csrc" / "common", folder / "csrc" / "common")
         shutil.copytree(
             ROOT / "mvit_kernels", folder / "mvit_kernels", ignore=lambda _, names: {"lib", "__pycache__"} & {*names}
         )
@@ -79,7 +86,7 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Projec
         (folder / "tests" / "test_nothing.py").touch()
         for name, text in {"cpu/answer": KERNEL, "cpu/dispatch": DISPATCH, "bindings/answer": BINDING}.items():
             source = folder / "csrc" / f"{name}.cpp"
-            source.parent.mkdir(parents=True, exist_ok=True)
+            source.parent.mkdir(exist_ok=True)
             source.write_text(text)
         return Project(folder)
 

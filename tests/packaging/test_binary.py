@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_links_by_name_alone(library):
     dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert "libtorch_cpu.so" in dynamic
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_runs_on_the_systems_that_manylinux_2_28_names(library):
+    """glibc 2.28 and the libstdc++ of GCC 8; auditwheel has the last word when a wheel is built."""
+    highest = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
+    too_new = []
+    for _, name in symbols(library, "-D", "--undefined-only"):
+        found = re.search(r"@(GLIBC|GLIBCXX|CXXABI)_([\d.]+)$", name)
+        if found and tuple(map(int, found[2].split("."))) > highest[found[1]]:
+            too_new.append(name)
+    assert too_new == []
+
+
+def test_shows_no_function_but_those_that_python_looks_up(library):
+    assert {name for _, name in symbols(library, "-D", "--defined-only")} == {
+        "mvit_kernels_cpu_level",
+        "mvit_kernels_cpu_levels",
+    }
 
 
 def test_no_function_is_shared_between_instruction_set_levels():

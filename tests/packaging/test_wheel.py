@@ -1,5 +1,7 @@
 """The wheel's name and what is in it."""
 
+import json
+import tarfile
 import zipfile
 
 import pytest
@@ -40,3 +42,37 @@ def test_without_a_compiler_is_pure_python_and_takes_no_library_from_the_source_
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "mvit_kernels/lib/build_info.json" in files_in(wheel)
     assert not [name for name in files_in(wheel) if name.endswith(".so")]
+
+
+def test_a_local_version_is_part_of_the_name_and_of_build_info(built_project):
+    wheel = built_project.build_wheel(MVIT_KERNELS_REQUIRE_CPP="1", MVIT_KERNELS_LOCAL_VERSION="cu130")
+    public, plus, local = wheel.name.split("-")[1].partition("+")
+    assert (plus, local) == ("+", "cu130")
+    with zipfile.ZipFile(wheel) as archive:
+        assert json.loads(archive.read("mvit_kernels/lib/build_info.json"))["version"] == f"{public}+cu130"
+
+
+def test_a_local_version_that_is_none_is_an_error(new_project):
+    result = new_project().build_in_place(MVIT_KERNELS_LOCAL_VERSION="CUDA 13")
+    assert result.returncode != 0
+    assert result.stderr.startswith("MVIT_KERNELS_LOCAL_VERSION 'CUDA 13': lower-case letters, digits and dots")
+
+
+def test_the_same_sources_give_the_same_bytes(built_project):
+    first, second = (
+        built_project.build_wheel(MVIT_KERNELS_REQUIRE_CPP="1", SOURCE_DATE_EPOCH="1700000000").read_bytes()
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_source_distribution_builds_and_remembers_the_commit(new_project):
+    project = new_project()
+    (project.folder / "revision.json").write_text(json.dumps({"revision": "abc123", "dirty": False}))
+    sdist = project.build_sdist()
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        (record,) = [member for member in archive.getmembers() if member.name.endswith("/revision.json")]
+        assert json.load(archive.extractfile(record)) == {"revision": "abc123", "dirty": False}
+    assert {"CMakeLists.txt", "setup.py", "cmake/cpu_levels.cmake", "csrc/cpu/dispatch.cpp"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "mvit_kernels/lib/"))]

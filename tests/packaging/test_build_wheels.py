@@ -1,0 +1,129 @@
+"""tools/build_wheels.py: its decisions, with every command it would run written down instead of run."""
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "build_wheels.py"
+
+
+@pytest.fixture
+def build_wheels():
+    spec = importlib.util.spec_from_file_location("build_wheels", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_wheels"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["build_wheels"]
+
+
+class FakeTools:
+    """Stands in for `run`: notes each command and its environment, and leaves the files that it would."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.environments: list[dict[str, str]] = []
+
+    def __call__(self, step, *command, env=None, cwd=None) -> str:
+        words = [str(word) for word in command]
+        self.commands.append(" ".join(words))
+        self.environments.append(dict(env or {}))
+        if "venv" in words:
+            (Path(words[-1]) / "bin").mkdir(parents=True, exist_ok=True)
+            (Path(words[-1]) / "lib" / "nvidia" / "cu13" / "bin").mkdir(parents=True, exist_ok=True)
+            (Path(words[-1]) / "lib" / "nvidia" / "cu13" / "bin" / "nvcc").touch()
+        if "--wheel-dir" in words:
+            local, fixed = (env or {})["MVIT_KERNELS_LOCAL_VERSION"], "auditwheel" in words
+            platform = words[words.index("--plat") + 1] if fixed else "linux_x86_64"
+            folder = Path(words[words.index("--wheel-dir") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"mvit_kernels-0.1.0+{local}-py3-none-{platform}.whl").write_text(f"{local} for {platform}")
+        if step.startswith("building the source"):
+            return "mvit_kernels-0.1.0.tar.gz\n"
+        return str(Path(words[0]).parents[1] / "lib") if step == "finding packages" else "1700000000\n"
+
+
+@pytest.fixture
+def tools(build_wheels, monkeypatch, tmp_path) -> FakeTools:
+    fake = FakeTools()
+    monkeypatch.setattr(build_wheels, "run", fake)
+    monkeypatch.setattr(build_wheels, "ROOT", tmp_path)
+    monkeypatch.setattr(build_wheels.platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "mvit_kernels-0.1.0.tar.gz").write_text("sources")
+    return fake
+
+
+def test_one_wheel_per_release_named_for_it_with_checksums(build_wheels, tools, tmp_path, capsys) -> None:
+    assert build_wheels.main(["--cuda", "cpu", "13.0"]) == 0
+    names = [f"mvit_kernels-0.1.0+{local}-py3-none-manylinux_2_28_x86_64.whl" for local in ("cpu", "cu130")]
+    assert capsys.readouterr().out.split() == names
+    sums = dict(reversed(line.split()) for line in (tmp_path / "dist" / "SHA256SUMS").read_text().splitlines())
+    assert sums.keys() == {*names, "mvit_kernels-0.1.0.tar.gz"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((tmp_path / "dist" / name).read_bytes()).hexdigest() == digest
+
+
+def test_cuda_13_takes_its_compiler_from_the_package_index(build_wheels, tools) -> None:
+    assert build_wheels.main(["--cuda", "13.0"]) == 0
+    (install,) = [command for command in tools.commands if "nvidia-cuda-nvcc==13.0.*" in command]
+    for package in ("nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl", "nvidia-nvvm"):
+        assert f"{package}==13.0.*" in install
+    (build,) = [env for command, env in zip(tools.commands, tools.environments, strict=True) if " pip wheel" in command]
+    assert build["MVIT_KERNELS_CUDA"] == "require"
+    assert build["CUDA_HOME"].endswith("/nvidia/cu13")
+
+
+def test_an_older_cuda_takes_its_compiler_from_the_folder_given(build_wheels, tools, tmp_path) -> None:
+    nvcc = tmp_path / "cuda-12.8" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    assert build_wheels.main(["--cuda", "12.8", "--toolkit", f"12.8={tmp_path / 'cuda-12.8'}"]) == 0
+    assert not [command for command in tools.commands if "nvidia-" in command]
+    assert {env["CUDA_HOME"] for env in tools.environments if "CUDA_HOME" in env} == {str(tmp_path / "cuda-12.8")}
+
+
+def test_a_cpu_wheel_needs_no_cuda(build_wheels, tools, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", "/usr/local/cuda")
+    assert build_wheels.main([]) == 0
+    assert not [command for command in tools.commands if "nvidia-" in command]
+    assert {env.get("MVIT_KERNELS_CUDA", "off") for env in tools.environments} == {"off"}
+    assert not [env for env in tools.environments if "CUDA_HOME" in env]
+
+
+def test_flags_of_the_caller_do_not_reach_the_build(build_wheels, tools, monkeypatch) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-march=native")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    assert build_wheels.main([]) == 0
+    for env in tools.environments:
+        assert not {"CXXFLAGS", "PYTHONPATH"} & env.keys()
+        assert env.get("SOURCE_DATE_EPOCH", "1700000000") == "1700000000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cuda", "13"], "--cuda '13': 'cpu' or a release like 13.0"),
+        (["--cuda", "12.8"], "--cuda 12.8: the package index has no compiler for it; add --toolkit 12.8=FOLDER"),
+        (
+            ["--cuda", "12.8", "--toolkit", "12.8=/nonexistent"],
+            "--toolkit 12.8=/nonexistent: there is no bin/nvcc in it",
+        ),
+        (["--cuda", "cpu", "--toolkit", "/usr/local/cuda"], "--toolkit '/usr/local/cuda': RELEASE=FOLDER is right"),
+        (["--cuda", "cpu", "--toolkit", "12.8=/usr"], "--toolkit 12.8: not among --cuda cpu"),
+    ],
+)
+def test_what_can_not_be_built_is_one_line(build_wheels, tools, capsys, arguments, words) -> None:
+    assert build_wheels.main(arguments) == 2
+    assert capsys.readouterr().err == f"build_wheels: {words}\n"
+    assert not tools.commands
+
+
+def test_a_command_that_fails_ends_the_build_with_its_output(build_wheels, capsys) -> None:
+    with pytest.raises(build_wheels.BuildError, match=r"^trying failed, its output is above$"):
+        build_wheels.run("trying", sys.executable, "-c", "import sys; print('the reason'); sys.exit(3)")
+    assert "the reason" in capsys.readouterr().err
