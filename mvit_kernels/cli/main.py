@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_parser(commands)
     args = parser.parse_args(arguments)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of the output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails in turn
+        return 0
     except (UsageError, ClipError, UnsupportedError) as error:
         print(f"mvit_kernels: {error}", file=sys.stderr)
         return 2

@@ -51,8 +51,9 @@ def build(name: str, *, size: list[int] | None = None, seed: int = 0) -> Workloa
         UsageError: unknown model, missing library, a size that the model can't take.
     """
     if name not in model_names():
-        near = get_close_matches(name.removeprefix(TORCHVISION), model_names(), n=4, cutoff=0.3)
-        raise UsageError(f"unknown model {name!r}: {', '.join(near) or 'none'} is near, `info` lists all{_hint()}")
+        near = get_close_matches(name, model_names(), n=4, cutoff=0.5)
+        nearest = f"perhaps {' or '.join(near)}; " if near else ""
+        raise UsageError(f"unknown model {name!r}: {nearest}`info` lists all{_hint()}")
     torch.manual_seed(seed)
     build_ = _build_torchvision if name.startswith(TORCHVISION) else _build_own
     return build_(name, None if size is None else (size[0], size[1], size[2]))

@@ -178,3 +178,13 @@ def test_as_a_process_there_is_no_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "mvit_kernels: none.mp4: no such file\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    command = [sys.executable, "-u", "-m", "mvit_kernels", "info"]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
