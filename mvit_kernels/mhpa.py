@@ -15,7 +15,7 @@ from torch import Tensor
 from . import ops
 from .description import MHPA, Fused, PoolNorm, RelPos
 from .ops import checks
-from .problem import Grid, TouchedGrid, touched_grid
+from .problem import Grid, Pool, TouchedGrid, touched_grid
 from .rel_pos_tables import gather_table
 
 NO_GRID: Grid = (0, 0, 0)
@@ -58,8 +58,10 @@ def _project_then_pool(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
     branches = (layer.pool_q, layer.pool_k, layer.pool_v)
     if layer.uses_touched_tokens:
         assert layer.pool_k is not None
-        touched = touched_grid(layer.pool_k.pool, grid)
-        q, k, v = _project(layer, x, x.index_select(1, _token_index(touched, grid, layer.has_cls, x.device)))
+        pool = layer.pool_k.pool
+        touched = touched_grid(pool, grid)
+        index = _token_index(touched, pool, grid, layer.has_cls, x.device)
+        q, k, v = _project(layer, x, x.index_select(1, index))
         pooled = _pool([q, k, v], branches, [grid, touched.thw, touched.thw], touched, layer.has_cls)
     else:
         q, k, v = _project(layer, x, None)
@@ -109,12 +111,24 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _token_index(touched: TouchedGrid, grid: Grid, has_cls: bool, device: torch.device) -> Tensor:
+def _token_index(touched: TouchedGrid, pool: Pool, grid: Grid, has_cls: bool, device: torch.device) -> Tensor:
     """Token indices of a touched grid, t-major, the cls token first."""
-    t, h, w = (torch.tensor(rows, device=device) for rows in touched.rows)
+    t, h, w = (
+        _axis_index(len(rows), kernel, stride, padding, device)
+        for rows, kernel, stride, padding in zip(touched.rows, pool.kernel, pool.stride, pool.padding, strict=True)
+    )
     _, height, width = grid
     index = ((t[:, None, None] * height + h[:, None]) * width + w).flatten()
     return torch.cat((index.new_zeros(1), index + 1)) if has_cls else index
+
+
+def _axis_index(rows: int, kernel: int, stride: int, padding: int, device: torch.device) -> Tensor:
+    """One axis of `TouchedGrid.rows`, computed on the device: a copy from the host can't go into a CUDA graph."""
+    if stride <= kernel:
+        return torch.arange(rows, device=device)
+    in_padding = next(i for i in range(padding + 1) if i // kernel * stride + i % kernel >= padding)
+    i = torch.arange(in_padding, in_padding + rows, device=device)
+    return i // kernel * stride + i % kernel - padding
 
 
 def _pool(

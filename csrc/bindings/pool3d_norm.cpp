@@ -19,7 +19,7 @@ struct Arguments {
     std::vector<std::string> mode;
     std::vector<int64_t> kernel, stride, padding;
     std::vector<std::optional<Tensor>> weight, norm_weight, norm_bias;
-    std::vector<std::optional<double>> norm_eps;
+    std::vector<double> norm_eps; // below 0: no norm
 };
 
 // Checks the arguments and makes a problem of them, without outputs. What the problem points to is kept by `a`.
@@ -78,8 +78,8 @@ PoolProblem pool_problem(const char *op, Arguments &a) {
                           {b.per_head_weight ? channels : problem.head_dim, 1, b.kernel.t, b.kernel.h, b.kernel.w});
             b.weight = as_parameter(op, "weight", *a.weight[i]);
         }
-        b.norm = a.norm_eps[i].has_value();
-        b.norm_eps = a.norm_eps[i].value_or(0);
+        b.norm = a.norm_eps[i] >= 0;
+        b.norm_eps = b.norm ? a.norm_eps[i] : 0;
         const auto norm_parameter = [&](const char *argument, std::optional<Tensor> &tensor) -> Parameter {
             if (!tensor)
                 return {nullptr, DType::f32};
@@ -117,12 +117,13 @@ std::vector<Tensor> pool(const char *op, Arguments a) {
 Tensor pool3d_norm(Tensor x, std::vector<int64_t> thw, bool has_cls, std::string mode, std::vector<int64_t> kernel,
                    std::vector<int64_t> stride, std::vector<int64_t> padding, std::optional<Tensor> weight,
                    std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<double> norm_eps) {
-    return pool(
-        "pool3d_norm",
-        {{x}, thw, has_cls, {mode}, kernel, stride, padding, {weight}, {norm_weight}, {norm_bias}, {norm_eps}})[0];
+    const double eps = norm_eps.value_or(-1);
+    return pool("pool3d_norm",
+                {{x}, thw, has_cls, {mode}, kernel, stride, padding, {weight}, {norm_weight}, {norm_bias}, {eps}})[0];
 }
 
-// In a list an absent parameter is a tensor without elements: autograd does not reach into Tensor?[].
+// In a list an absent parameter is a tensor without elements, an absent eps is -1: autograd does not reach into
+// Tensor?[], and AOTInductor does not store float?[].
 std::vector<std::optional<Tensor>> present(const std::vector<Tensor> &parameters) {
     std::vector<std::optional<Tensor>> found;
     for (const Tensor &parameter : parameters)
@@ -134,7 +135,7 @@ std::vector<Tensor> qkv_pool3d_norm(std::vector<Tensor> x, std::vector<int64_t> 
                                     std::vector<std::string> mode, std::vector<int64_t> kernel,
                                     std::vector<int64_t> stride, std::vector<int64_t> padding,
                                     std::vector<Tensor> weight, std::vector<Tensor> norm_weight,
-                                    std::vector<Tensor> norm_bias, std::vector<std::optional<double>> norm_eps) {
+                                    std::vector<Tensor> norm_bias, std::vector<double> norm_eps) {
     return pool("qkv_pool3d_norm", {x, thw, has_cls, mode, kernel, stride, padding, present(weight),
                                     present(norm_weight), present(norm_bias), norm_eps});
 }
@@ -144,7 +145,7 @@ std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vect
                                              bool has_cls, std::vector<std::string> mode, std::vector<int64_t> kernel,
                                              std::vector<int64_t> stride, std::vector<int64_t> padding,
                                              std::vector<Tensor> weight, std::vector<Tensor> norm_weight,
-                                             std::vector<Tensor> norm_bias, std::vector<std::optional<double>> norm_eps,
+                                             std::vector<Tensor> norm_bias, std::vector<double> norm_eps,
                                              std::vector<bool> needs) {
     const char *const op = "qkv_pool3d_norm_backward";
     Arguments a = {

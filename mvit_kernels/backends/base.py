@@ -23,6 +23,14 @@ class Backend(ABC):
     def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
         """Why this backend can't run `problem`, one reason a string, in words a user would use; none if it can."""
 
+    def reasons_here(self) -> Iterator[str]:
+        """Why this backend can't run any problem at this place in the program, a torch.func transform for one."""
+        yield from ()
+
+    def reasons(self, problem: Problem) -> list[str]:
+        """Everything against running `problem` on this backend here and now; empty if it can."""
+        return [*self.reasons_here(), *self.reasons_not_supported(problem)]
+
     def unavailable(self) -> str | None:
         """Why this backend can't run anything in this process, or None."""
         return None

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..problem import Grid, Pool
+from ..problem import Grid, Pool, stored_eps
 from .base import Backend
 
 
 class CompiledBackend(Backend):
+    def reasons_here(self) -> Iterator[str]:
+        if torch._C._are_functorch_transforms_active():
+            yield "inside a torch.func transform: the compiled ops have no rules for vmap, jvp and nested grad"
+        elif forward_ad._current_level >= 0:
+            yield "inside forward-mode differentiation: the compiled ops have no forward derivatives"
+        elif torch.jit.is_tracing():
+            yield "under torch.jit.trace: TorchScript can't record the compiled ops"
+
     def pool3d_norm(
         self,
         x: Tensor,
@@ -49,7 +58,7 @@ class CompiledBackend(Backend):
             _flat([p.stride for p in pool]),
             _flat([p.padding for p in pool]),
             *(_present(parameters, x[0]) for parameters in (weight, norm_weight, norm_bias)),
-            list(norm_eps),
+            stored_eps(norm_eps),
         )
 
     def decomposed_rel_pos(

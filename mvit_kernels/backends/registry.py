@@ -55,7 +55,7 @@ def available() -> list[str]:
 
 def reasons_not_supported(problem: Problem, backend: str) -> list[str]:
     """Why `backend` can't run `problem`; empty if it can."""
-    return list(get(backend).reasons_not_supported(problem))
+    return get(backend).reasons(problem)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def select(problem: Problem) -> Backend:
 
 def _explicit(name: str, problem: Problem) -> Backend:
     backend = get(name)
-    reasons = list(backend.reasons_not_supported(problem))
+    reasons = backend.reasons(problem)
     if reasons:
         raise UnsupportedError(f"{problem.op}: backend {name!r} can't run {problem}: {'; '.join(reasons)}")
     return backend
@@ -91,7 +91,7 @@ def _explicit(name: str, problem: Problem) -> Backend:
 
 def _automatic(problem: Problem) -> Backend:
     for backend in _BACKENDS.values():
-        if not list(backend.reasons_not_supported(problem)):
+        if not backend.reasons(problem):
             return backend
     raise UnsupportedError(explain(problem))
 
@@ -128,7 +128,7 @@ def describe_choice(problem: Problem) -> str:
     name = _chosen.get() or _FROM_ENVIRONMENT
     passed_over: list[str] = []
     for backend in _BACKENDS.values() if name is None else [get(name)]:
-        reasons = list(backend.reasons_not_supported(problem))
+        reasons = backend.reasons(problem)
         if not reasons:
             notes = [*passed_over, *backend.notes(problem)]
             return label(backend.name) + (f" [{'; '.join(notes)}]" if notes else "")
@@ -142,7 +142,7 @@ def explain(problem: Problem) -> str:
     forced = _chosen.get() or _FROM_ENVIRONMENT
     chosen = forced
     for name, backend in _BACKENDS.items():
-        reasons = list(backend.reasons_not_supported(problem))
+        reasons = backend.reasons(problem)
         if reasons:
             lines.append(f"  {name}: no, {'; '.join(reasons)}")
             continue

@@ -90,7 +90,7 @@ def pool_parameters(
     if norm_eps is None:
         if norm_weight is not None or norm_bias is not None:
             raise ValueError(f"{op}: norm_eps is None but a norm weight or bias was given, a finite norm_eps is right")
-    elif not (math.isfinite(norm_eps) and norm_eps >= 0):
+    elif not 0 <= norm_eps < math.inf:  # False for NaN; a symbolic float can't go into math.isfinite
         raise ValueError(f"{op}: norm_eps is {norm_eps}, a finite number of at least 0 is right")
     for name, parameter in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if parameter is not None:

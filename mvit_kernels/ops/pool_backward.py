@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..problem import Grid, Pool
+from ..problem import Grid, Pool, stored_eps
 from .contract import LIBRARY, present, register_not_differentiable
 
 LIBRARY.define(
     "qkv_pool3d_norm_backward(Tensor[] grad, Tensor[] x, SymInt[] thw, bool has_cls, str[] mode, int[] kernel, "
-    "int[] stride, int[] padding, Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float?[] norm_eps, "
+    "int[] stride, int[] padding, Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float[] norm_eps, "
     "bool[] needs) -> Tensor[]"
 )
 
@@ -30,7 +30,7 @@ def _fake_backward(
     weight: Sequence[Tensor],
     norm_weight: Sequence[Tensor],
     norm_bias: Sequence[Tensor],
-    norm_eps: Sequence[float | None],
+    norm_eps: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Per branch the gradients of x, weight, norm_weight and norm_bias, contiguous; no elements where not needed."""
@@ -80,7 +80,7 @@ def pool_gradients(
         of_active([p.stride for p in pool]),
         of_active([p.padding for p in pool]),
         *parameters,
-        [norm_eps[i] for i in active],
+        stored_eps([norm_eps[i] for i in active]),
         [needed for i in active for needed in needs[i]],
     )
     for place, i in enumerate(active):

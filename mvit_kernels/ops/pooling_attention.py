@@ -74,7 +74,7 @@ def pooling_attention(
     if residual not in RESIDUALS:
         raise ValueError(f"{op}: residual is {residual!r}, one of {', '.join(RESIDUALS)} is right")
     scale = dim**-0.5 if scale is None else float(scale)
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:  # a symbolic float can't go into math.isfinite
         raise ValueError(f"{op}: scale is {scale}, a finite number is right")
     grid = None
     if rel_pos is not None:

@@ -16,10 +16,11 @@ from .contract import LIBRARY, recomputed_gradients
 from .pool3d_norm import check_branch, empty_output, grid3
 from .pool_backward import pool_gradients
 
-# In a list an absent parameter is a tensor without elements: autograd does not reach into Tensor?[].
+# In a list an absent parameter is a tensor without elements, an absent norm_eps is -1: autograd does not reach
+# into Tensor?[], and AOTInductor does not store float?[].
 LIBRARY.define(
     "qkv_pool3d_norm(Tensor[] x, SymInt[] thw, bool has_cls, str[] mode, int[] kernel, int[] stride, int[] padding, "
-    "Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float?[] norm_eps) -> Tensor[]"
+    "Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float[] norm_eps) -> Tensor[]"
 )
 
 
@@ -102,7 +103,7 @@ def _fake(
     weight: Sequence[Tensor],
     norm_weight: Sequence[Tensor],
     norm_bias: Sequence[Tensor],
-    norm_eps: Sequence[float | None],
+    norm_eps: Sequence[float],
 ) -> list[Tensor]:
     pools = _pools(mode, kernel, stride, padding)
     return [empty_output(x_, grid, has_cls, pool) for x_, grid, pool in zip(x, _grids(thw), pools, strict=True)]
@@ -112,7 +113,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
     x, thw, has_cls, mode, kernel, stride, padding, weight, norm_weight, norm_bias, norm_eps = inputs
     ctx.save_for_backward(*x, *weight, *norm_weight, *norm_bias)
     ctx.set_materialize_grads(False)
-    ctx.thw, ctx.has_cls, ctx.norm_eps = _grids(thw), has_cls, list(norm_eps)
+    ctx.thw, ctx.has_cls, ctx.norm_eps = _grids(thw), has_cls, [None if eps < 0 else eps for eps in norm_eps]
     ctx.pool = _pools(mode, kernel, stride, padding)
 
 

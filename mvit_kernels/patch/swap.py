@@ -10,6 +10,7 @@ import functools
 import warnings
 from typing import Any
 
+import torch.fx
 from torch import nn
 
 from .adapter import Adapter, NotCovered, find_adapter
@@ -21,7 +22,19 @@ def is_accelerated(module: nn.Module) -> bool:
 
 def host_class(module: nn.Module) -> type[nn.Module]:
     """The class the module had before, and gets back from :func:`swap_out`."""
-    return getattr(type(module), "_mvit_kernels_host", type(module))
+    return _host_of(type(module))
+
+
+def _host_of(cls: type[nn.Module]) -> type[nn.Module]:
+    """`cls` without the accelerated class: itself where it has none, and the class around it where that came later.
+
+    FSDP's fully_shard and parametrizations give a module a class derived from the one it has.
+    """
+    host: type[nn.Module] | None = vars(cls).get("_mvit_kernels_host")
+    if host is not None or not hasattr(cls, "_mvit_kernels_host"):
+        return host or cls
+    members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, tuple(map(_host_of, cls.__bases__)), members)
 
 
 def swap_in(module: nn.Module) -> None:
@@ -49,6 +62,9 @@ def _make_class(host: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(host.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], torch.fx.Proxy):  # fx keeps the layer as one call
+            tracer: Any = args[0].tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         try:
             layer = adapter.describe(self)
         except NotCovered as reason:
@@ -80,7 +96,12 @@ def _new(host: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-@functools.cache
+_WARNED: set[tuple[str, str]] = set()
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
 def _warn(name: str, reason: str) -> None:
     """Once per reason: a layer that was covered when accelerated has changed since."""
-    warnings.warn(f"mvit_kernels: {name} runs its own forward: {reason}", stacklevel=4)
+    if (name, reason) not in _WARNED:
+        _WARNED.add((name, reason))
+        warnings.warn(f"mvit_kernels: {name} runs its own forward: {reason}", stacklevel=4)

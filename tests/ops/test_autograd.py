@@ -167,7 +167,7 @@ OPCHECK = {
         [x(8, 1, 3, 3, 3), x(0)],
         [x(8), x(0)],
         [x(8), x(0)],
-        [1e-6, None],
+        [1e-6, -1.0],
     ),
     "decomposed_rel_pos": lambda x: (x(1, 2, 9, 8), (2, 2, 2), (1, 2, 3), True, x(2, 1, 8), x(2, 2, 8), x(2, 3, 8)),
     "pooling_attention": lambda x: (

@@ -480,7 +480,7 @@ OPCHECK = {
         [x(8, 1, 3, 3, 3), x(0)],
         [x(8), x(0)],
         [x(8), x(0)],
-        [1e-6, None],
+        [1e-6, -1.0],
         [True, True, False, True, True, False, False, False],
     ),
     "decomposed_rel_pos_backward": lambda x: (
