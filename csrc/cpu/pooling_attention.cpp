@@ -7,11 +7,12 @@
 //              the rel-pos row is added and the running maximum taken on the way out, into L1
 //   softmax    in L1: exp(S - max), row sums; rescaling of O only from the second key tile on
 //   O += P v   a few rows x a few vectors of D in registers, key chunks small enough that v stays in L1 for all R rows
+//   bfloat16   with AVX512-BF16 both products take pairs: of the head dim in S, of keys in P v, P rounded to bfloat16
 //   epilogue   / sum, + q (residual pooling), one rounding, store as (B, Nq, H, D)
 //
 // Work per (batch, head): 4*Nq*Nk*D FLOP; traffic Nq*D elements in and out, and 2*Nk*D per 48 queries out of L2.
 #include "cpu/level.h"
-#include "cpu/pack.h"
+#include "cpu/pairs.h"
 #include "cpu/parallel.h"
 
 namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
@@ -38,15 +39,16 @@ template <class T> constexpr int64_t kScoreStride = kKeyTile + lanes<T>; // a bi
 template <class T> struct Plan {
     AttentionProblem a;
     int64_t padded_dim, panels;
+    int64_t pack_dim, pack_keys; // elements along the head dim, and along the keys of v: of kPair each
     int64_t key_tile, key_tiles;
     int64_t blocks, blocks_per_task, tasks_per_head; // blocks of kRows queries
     bool v_in_place;
-    T *k_panels; // [B*H][panels][D][kPanel]
-    T *v_rows;   // [B*H][Nk][padded D]
+    T *k_panels; // [B*H][panels][pack_dim][kPanel]
+    T *v_rows;   // [B*H][pack_keys][padded D]
     int64_t workers;
 
     // Per worker.
-    T *q_panels;          // [blocks_per_task][D][kQueryLanes]
+    T *q_panels;          // [blocks_per_task][pack_dim][kQueryLanes]
     T *scores;            // [kRows][kScoreStride]
     T *sums;              // O before the division: [blocks_per_task * kRows][padded D]
     T *row_max, *row_sum; // [blocks_per_task * kRows]
@@ -62,6 +64,8 @@ template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t 
     p.a = a;
     p.padded_dim = round_up(a.head_dim, W);
     p.panels = ceil_div(a.keys, kPanel<T>);
+    p.pack_dim = ceil_div(a.head_dim, kPair<S>);
+    p.pack_keys = ceil_div(a.keys, kPair<S>);
     p.key_tiles = ceil_div(a.keys, kKeyTile);
     p.key_tile = round_up(ceil_div(a.keys, p.key_tiles), kPanel<T>);
     p.blocks = ceil_div(a.queries, kRows);
@@ -75,12 +79,12 @@ template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t 
     p.v_in_place = sizeof(S) == sizeof(T) && a.head_dim == p.padded_dim && a.v_stride_n == a.head_dim &&
                    reinterpret_cast<uintptr_t>(a.v) % kVectorBytes == 0 && a.v_stride_b % W == 0 &&
                    a.v_stride_h % W == 0;
-    p.k_panels = arena.take<T>(heads * p.panels * a.head_dim * kPanel<T>);
-    p.v_rows = p.v_in_place ? nullptr : arena.take<T>(heads * a.keys * p.padded_dim);
+    p.k_panels = arena.take<T>(heads * p.panels * p.pack_dim * kPanel<T>);
+    p.v_rows = p.v_in_place ? nullptr : arena.take<T>(heads * p.pack_keys * p.padded_dim);
 
     const int64_t rows = p.blocks_per_task * kRows;
     const int64_t before = arena.used();
-    p.q_panels = arena.take<T>(p.blocks_per_task * a.head_dim * kQueryLanes<T>);
+    p.q_panels = arena.take<T>(p.blocks_per_task * p.pack_dim * kQueryLanes<T>);
     p.scores = arena.take<T>(kRows * kScoreStride<T>);
     p.sums = arena.take<T>(rows * p.padded_dim);
     p.row_max = arena.take<T>(rows);
@@ -97,9 +101,9 @@ template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t 
 // ---- The two products ----
 
 // s[r][0 .. V vectors) = sum over d of q[d][r] * k[d][...] (+ s if kBias), and its maximum over lanes into row_max[r].
-// Of the last vector only `valid` lanes are keys; the others become -infinity.
-template <class T, int R, int V, bool kBias>
-void scores_block(const T *q, const T *k, int64_t head_dim, T *s, vec<T> *row_max, int valid) {
+// Of the last vector only `valid` lanes are keys; the others become -infinity. `scale` is for pairs, packed without it.
+template <class S, int R, int V, bool kBias, class T = accumulator<S>>
+void scores_block(const T *q, const T *k, int64_t pack_dim, T scale, T *s, vec<T> *row_max, int valid) {
     constexpr int W = lanes<T>;
     vec<T> acc[R][V];
 #pragma GCC unroll 16
@@ -107,7 +111,7 @@ void scores_block(const T *q, const T *k, int64_t head_dim, T *s, vec<T> *row_ma
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
             acc[r][v] = vec<T>{};
-    for (int64_t d = 0; d < head_dim; ++d, q += kQueryLanes<T>, k += kPanel<T>) {
+    for (int64_t d = 0; d < pack_dim; ++d, q += kQueryLanes<T>, k += kPanel<T>) {
         vec<T> keys[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
@@ -116,7 +120,14 @@ void scores_block(const T *q, const T *k, int64_t head_dim, T *s, vec<T> *row_ma
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
-                acc[r][v] += keys[v] * q[r];
+                multiply_add<S>(acc[r][v], keys[v], q[r]);
+    }
+    if constexpr (kPair<S> > 1) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                acc[r][v] *= scale;
     }
     // The bias comes last: sums that start from it would round at its magnitude in every step.
     if constexpr (kBias) {
@@ -146,8 +157,8 @@ void scores_block(const T *q, const T *k, int64_t head_dim, T *s, vec<T> *row_ma
 
 // sums[r][0 .. V vectors) += sum over keys of p[r][key] * v[key][...], a chunk at a time: the rounding of a long row of
 // keys grows with the number of chunks and of keys in one, not with their product.
-template <class T, int R, int V>
-void values_block(const T *p, const T *v, int64_t value_stride, int64_t keys, T *sums, int64_t sums_stride) {
+template <class S, int R, int V, class T = accumulator<S>>
+void values_block(const T *p, const T *v, int64_t value_stride, int64_t pack_keys, T *sums, int64_t sums_stride) {
     constexpr int W = lanes<T>;
     vec<T> acc[R][V];
 #pragma GCC unroll 8
@@ -155,7 +166,7 @@ void values_block(const T *p, const T *v, int64_t value_stride, int64_t keys, T 
 #pragma GCC unroll 8
         for (int c = 0; c < V; ++c)
             acc[r][c] = vec<T>{};
-    for (int64_t key = 0; key < keys; ++key, ++p, v += value_stride) {
+    for (int64_t key = 0; key < pack_keys; ++key, ++p, v += value_stride) {
         vec<T> values[V];
 #pragma GCC unroll 8
         for (int c = 0; c < V; ++c)
@@ -164,7 +175,7 @@ void values_block(const T *p, const T *v, int64_t value_stride, int64_t keys, T 
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int c = 0; c < V; ++c)
-                acc[r][c] += values[c] * p[r * kScoreStride<T>];
+                multiply_add<S>(acc[r][c], values[c], p[r * kScoreStride<T>]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -181,21 +192,21 @@ template <int N, class F> MVIT_INLINE void with_constant(int64_t n, const F &f) 
     f(std::integral_constant<int, N>{});
 }
 
-template <class T, int R, bool kBias>
-void all_scores(const T *q, const T *k, int64_t head_dim, int64_t keys, T *s, vec<T> *row_max) {
+template <class S, int R, bool kBias, class T = accumulator<S>>
+void all_scores(const T *q, const T *k, int64_t pack_dim, T scale, int64_t keys, T *s, vec<T> *row_max) {
     constexpr int W = lanes<T>;
-    for (int64_t key = 0; key < keys; key += kPanel<T>, k += head_dim * kPanel<T>) {
+    for (int64_t key = 0; key < keys; key += kPanel<T>, k += pack_dim * kPanel<T>) {
         const int64_t left = keys - key;
         if (left >= kPanel<T>)
-            scores_block<T, R, kPanelVectors, kBias>(q, k, head_dim, s + key, row_max, W);
+            scores_block<S, R, kPanelVectors, kBias>(q, k, pack_dim, scale, s + key, row_max, W);
         else
             with_constant<kPanelVectors>(ceil_div(left, W), [&](auto vectors) {
-                scores_block<T, R, vectors, kBias>(q, k, head_dim, s + key, row_max, int((left - 1) % W + 1));
+                scores_block<S, R, vectors, kBias>(q, k, pack_dim, scale, s + key, row_max, int((left - 1) % W + 1));
             });
     }
 }
 
-template <class T, int R>
+template <class S, int R, class T = accumulator<S>>
 void all_values(const T *p, const T *v, int64_t value_stride, int64_t keys, T *sums, int64_t padded_dim) {
     constexpr int W = lanes<T>;
     constexpr int kGroup = R < kValueRows ? R : kValueRows;
@@ -206,8 +217,9 @@ void all_values(const T *p, const T *v, int64_t value_stride, int64_t keys, T *s
             const int64_t c = vectors * block / column_blocks, count = vectors * (block + 1) / column_blocks - c;
             with_constant<kValueVectors>(count, [&](auto constant) {
                 for (int r = 0; r < R; r += kGroup)
-                    values_block<T, kGroup, constant>(p + r * kScoreStride<T> + key, v + key * value_stride + c * W,
-                                                      value_stride, min(kValueChunk, keys - key),
+                    values_block<S, kGroup, constant>(p + r * kScoreStride<T> + key / kPair<S>,
+                                                      v + key / kPair<S> * value_stride + c * W, value_stride,
+                                                      ceil_div(min(kValueChunk, keys - key), kPair<S>),
                                                       sums + r * padded_dim + c * W, padded_dim);
             });
         }
@@ -278,8 +290,17 @@ template <class T> struct Block {
     T *q_panel, *sums, *row_max, *row_sum;
 };
 
-// The first `keys` of S are turned into exp(S - max), O and the row sum rescaled where the maximum grew.
-template <class T>
+// P of keys from `key` on, in the beginning of a row of S: never beyond what has been read.
+template <class S> MVIT_INLINE void store_probabilities(accumulator<S> *s, int64_t key, vec<accumulator<S>> p) {
+#if defined(__AVX512BF16__)
+    if constexpr (kPair<S> == 2)
+        return store_halves(s + key / 2, round_to_bf16(p));
+#endif
+    store(s + key, p);
+}
+
+// The first `keys` of S are turned into P = exp(S - max), O and the row sum rescaled where the maximum grew.
+template <class S, class T = accumulator<S>>
 void softmax_tile(const Block<T> &block, T *s, const vec<T> *tile_max, int64_t keys, int64_t padded_dim) {
     constexpr int W = lanes<T>;
     for (int64_t r = 0; r < block.rows; ++r, s += kScoreStride<T>) {
@@ -290,7 +311,7 @@ void softmax_tile(const Block<T> &block, T *s, const vec<T> *tile_max, int64_t k
         vec<T> sum = {};
         for (int64_t key = 0; key < keys; key += W) {
             const vec<T> e = exp_nonpositive<T>(load(s + key) - subtract);
-            store(s + key, e);
+            store_probabilities<S>(s, key, e);
             sum += e;
         }
         const T rescale = exp(before - subtract);
@@ -309,10 +330,10 @@ void run_tile(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block,
     const int64_t first = tile * p.key_tile, keys = min(p.key_tile, a.keys - first);
     const int64_t head = block.batch * a.heads + block.head;
     T *const s = of_worker(p, p.scores, worker);
-    const T *const k = p.k_panels + (head * p.panels * kPanel<T> + first) * a.head_dim;
+    const T *const k = p.k_panels + (head * p.panels * kPanel<T> + first) * p.pack_dim;
     const T *const v = p.v_in_place
                            ? static_cast<const T *>(a.v) + block.batch * a.v_stride_b + block.head * a.v_stride_h
-                           : p.v_rows + head * a.keys * p.padded_dim;
+                           : p.v_rows + head * p.pack_keys * p.padded_dim;
     vec<T> tile_max[R];
     for (int r = 0; r < R; ++r)
         tile_max[r] = broadcast<T>(-__builtin_huge_valf());
@@ -331,12 +352,12 @@ void run_tile(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block,
         for (int64_t r = 0; r < R; ++r)
             if (r < begin || r >= block.rows)
                 __builtin_memset(s + r * kScoreStride<T>, 0, size_t(keys) * sizeof(T));
-        all_scores<T, R, true>(block.q_panel, k, a.head_dim, keys, s, tile_max);
+        all_scores<S, R, true>(block.q_panel, k, p.pack_dim, T(a.scale), keys, s, tile_max);
     } else {
-        all_scores<T, R, false>(block.q_panel, k, a.head_dim, keys, s, tile_max);
+        all_scores<S, R, false>(block.q_panel, k, p.pack_dim, T(a.scale), keys, s, tile_max);
     }
-    softmax_tile(block, s, tile_max, keys, p.padded_dim);
-    all_values<T, R>(s, v + first * p.padded_dim, p.padded_dim, keys, block.sums, p.padded_dim);
+    softmax_tile<S>(block, s, tile_max, keys, p.padded_dim);
+    all_values<S, R>(s, v + first / kPair<S> * p.padded_dim, p.padded_dim, keys, block.sums, p.padded_dim);
 }
 
 template <class S> const S *q_row(const AttentionProblem &a, int64_t batch, int64_t head, int64_t query) {
@@ -345,8 +366,8 @@ template <class S> const S *q_row(const AttentionProblem &a, int64_t batch, int6
 
 template <class S> void begin_block(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block) {
     using T = accumulator<S>;
-    pack_panel(q_row<S>(p.a, block.batch, block.head, block.query), p.a.q_stride_n, block.rows, p.a.head_dim,
-               T(p.a.scale), block.q_panel, kQueryLanes<T>);
+    pack_product_panel(q_row<S>(p.a, block.batch, block.head, block.query), p.a.q_stride_n, block.rows, p.a.head_dim,
+                       T(p.a.scale), block.q_panel, kQueryLanes<T>);
     for (int64_t r = 0; r < kRows; ++r) {
         block.row_max[r] = -__builtin_huge_valf();
         block.row_sum[r] = 0;
@@ -391,7 +412,7 @@ template <class S> void run_task(const Plan<accumulator<S>> &p, int64_t task, in
             block.head = head % a.heads;
             block.query = (first + i) * kRows;
             block.rows = min(kRows, a.queries - block.query);
-            block.q_panel = of_worker(p, p.q_panels, worker) + buffer * a.head_dim * kQueryLanes<T>;
+            block.q_panel = of_worker(p, p.q_panels, worker) + buffer * p.pack_dim * kQueryLanes<T>;
             block.sums = of_worker(p, p.sums, worker) + buffer * kRows * p.padded_dim;
             block.row_max = of_worker(p, p.row_max, worker) + buffer * kRows;
             block.row_sum = of_worker(p, p.row_sum, worker) + buffer * kRows;
@@ -413,11 +434,13 @@ template <class S> void pack_keys(const Plan<accumulator<S>> &p, int64_t head, i
     const AttentionProblem &a = p.a;
     const int64_t b = head / a.heads, h = head % a.heads;
     const int64_t key = panel * kPanel<T>, count = min(kPanel<T>, a.keys - key);
-    pack_panel(static_cast<const S *>(a.k) + b * a.k_stride_b + h * a.k_stride_h + key * a.k_stride_n, a.k_stride_n,
-               count, a.head_dim, T(1), p.k_panels + (head * p.panels + panel) * a.head_dim * kPanel<T>, kPanel<T>);
+    pack_product_panel(static_cast<const S *>(a.k) + b * a.k_stride_b + h * a.k_stride_h + key * a.k_stride_n,
+                       a.k_stride_n, count, a.head_dim, T(1),
+                       p.k_panels + (head * p.panels + panel) * p.pack_dim * kPanel<T>, kPanel<T>);
     if (!p.v_in_place)
-        pack_rows(static_cast<const S *>(a.v) + b * a.v_stride_b + h * a.v_stride_h + key * a.v_stride_n, a.v_stride_n,
-                  count, a.head_dim, p.v_rows + (head * a.keys + key) * p.padded_dim, p.padded_dim);
+        pack_product_rows(static_cast<const S *>(a.v) + b * a.v_stride_b + h * a.v_stride_h + key * a.v_stride_n,
+                          a.v_stride_n, count, a.head_dim,
+                          p.v_rows + (head * p.pack_keys + key / kPair<S>)*p.padded_dim, p.padded_dim);
 }
 
 template <class S> void run(const AttentionProblem &problem, void *scratch, const ParallelFor &parallel) {
