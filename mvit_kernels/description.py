@@ -7,7 +7,7 @@ spells it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class MHPA:
         residual: "none", "all" or "no_cls": where the pooled q is added to the attended values.
         pool_first: pool the input tokens, folded into `pool_heads` heads, before the projections.
         pool_heads: heads that the input is folded into with pool_first; 1 for per-channel filters.
+        out_linear: the projection that `out` is, where it is nothing else now and has no hooks: it may then be fused
+            with what follows.
     """
 
     heads: int
@@ -82,6 +84,7 @@ class MHPA:
     residual: str = "none"
     pool_first: bool = False
     pool_heads: int = 1
+    out_linear: nn.Linear | None = None
 
     @property
     def pooled(self) -> bool:
@@ -97,3 +100,49 @@ class MHPA:
             and self.pool_k.pool == self.pool_v.pool
             and self.pool_k.pool.skips_tokens
         )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over channels."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """fc2(gelu(fc1(x))), with the exact GELU and no dropout."""
+
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+
+Attend = Callable[[Tensor, Sequence[int]], "tuple[Tensor, Sequence[int]]"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Transformer block around an MHPA layer: norms, skip path, MLP (MViT section 3.2, MViTv2 section 4.1).
+
+        x = skip(x) + drop_path(attention(norm1(x)));  x = skip(x) + drop_path(mlp(norm2(x)))
+
+    Attributes:
+        attention: the layer, or the host's module where a call of it does more (hooks).
+        mlp: the two layers, or the host's module where a call of it does more (dropout in training).
+        pool_skip: max pooling of the first skip path.
+        project: changes the channels of a skip path, from the normalised tokens: the first skip path's with
+            `project_first`, the second's without. None where channels stay.
+        drop_path: stochastic depth, where it does something now.
+    """
+
+    norm1: Norm
+    attention: MHPA | Attend
+    norm2: Norm
+    mlp: Mlp | Callable[[Tensor], Tensor]
+    has_cls: bool
+    pool_skip: Pool | None = None
+    project: nn.Linear | None = None
+    project_first: bool = False
+    drop_path: Callable[[Tensor], Tensor] | None = None

@@ -9,24 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
 from .description import MHPA, Fused, PoolNorm, RelPos
 from .ops import checks
 from .problem import Grid, Pool, TouchedGrid, touched_grid
+from .projection import linear, project
 from .rel_pos_tables import gather_table
 
 NO_GRID: Grid = (0, 0, 0)
 
 
-def forward(layer: MHPA, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+def forward(
+    layer: MHPA, x: Tensor, thw: Sequence[int], *, residual: Tensor | None = None
+) -> tuple[Tensor, Sequence[int]]:
     """Multi-Head Pooling Attention of `layer` (MViT section 3.1, MViTv2 section 4.1).
 
     Args:
         x: (B, has_cls + T*H*W, C) tokens, the cls token first.
         thw: the token grid (T, H, W). Not looked at where the layer neither pools nor has relative position.
+        residual: (B, has_cls + tokens of the pooled q grid, A), added to the layer's output: the block's skip path.
     Returns:
         (B, has_cls + tokens of the pooled q grid, A) and that grid; `thw` as it came where it was not looked at.
     Raises:
@@ -47,7 +50,14 @@ def forward(layer: MHPA, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, Sequenc
     out = ops.pooling_attention(
         q, k, v, rel_pos=rows, grid_k=grid_k, scale=layer.scale, has_cls=layer.has_cls, residual=layer.residual
     )
-    return layer.out(out.flatten(2)), grid_q if looks_at_grid else thw
+    return _project_out(layer, out.flatten(2), residual), grid_q if looks_at_grid else thw
+
+
+def _project_out(layer: MHPA, merged: Tensor, residual: Tensor | None) -> Tensor:
+    if layer.out_linear is not None:
+        return project(merged, layer.out_linear, residual=residual)
+    out = layer.out(merged)
+    return out if residual is None else residual + out
 
 
 Pooled = list[tuple[Tensor, Grid]]
@@ -75,12 +85,10 @@ def _pool_then_project(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
     tokens = [y.transpose(1, 2).flatten(2) for y, _ in pooled]
     if isinstance(layer.qkv, Fused):
         biases = [None] * 3 if layer.qkv.linear.bias is None else layer.qkv.linear.bias.chunk(3)
-        projected = [
-            F.linear(y, w, b) for y, w, b in zip(tokens, layer.qkv.linear.weight.chunk(3), biases, strict=True)
-        ]
+        projected = [linear(y, w, b) for y, w, b in zip(tokens, layer.qkv.linear.weight.chunk(3), biases, strict=True)]
     else:
         linears = (layer.qkv.q, layer.qkv.k, layer.qkv.v)
-        projected = [F.linear(y, linear.weight, linear.bias) for y, linear in zip(tokens, linears, strict=True)]
+        projected = [project(y, module) for y, module in zip(tokens, linears, strict=True)]
     return [(_split_heads(y, layer.heads), grid_) for y, (_, grid_) in zip(projected, pooled, strict=True)]
 
 
@@ -89,16 +97,16 @@ def _project(layer: MHPA, x: Tensor, touched: Tensor | None) -> list[Tensor]:
     if isinstance(layer.qkv, Fused):
         weight, bias = layer.qkv.linear.weight, layer.qkv.linear.bias
         if touched is None:
-            return _unbind_heads(F.linear(x, weight, bias), 3, layer.heads)
+            return _unbind_heads(linear(x, weight, bias), 3, layer.heads)
         width = weight.shape[0] // 3
         bias_q, bias_kv = (None, None) if bias is None else (bias[:width], bias[width:])
         return [
-            *_unbind_heads(F.linear(x, weight[:width], bias_q), 1, layer.heads),
-            *_unbind_heads(F.linear(touched, weight[width:], bias_kv), 2, layer.heads),
+            *_unbind_heads(linear(x, weight[:width], bias_q), 1, layer.heads),
+            *_unbind_heads(linear(touched, weight[width:], bias_kv), 2, layer.heads),
         ]
     kv_input = x if touched is None else touched
     inputs = ((layer.qkv.q, x), (layer.qkv.k, kv_input), (layer.qkv.v, kv_input))
-    return [_split_heads(F.linear(y, linear.weight, linear.bias), layer.heads) for linear, y in inputs]
+    return [_split_heads(project(y, module), layer.heads) for module, y in inputs]
 
 
 def _unbind_heads(x: Tensor, parts: int, heads: int) -> list[Tensor]:

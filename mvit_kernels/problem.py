@@ -16,6 +16,7 @@ Grid = tuple[int, int, int]
 
 POOL_MODES = ("conv", "avg", "max")
 RESIDUALS = ("none", "all", "no_cls")
+ACTIVATIONS = ("none", "gelu")
 
 
 def _x(grid: Grid) -> str:
@@ -185,7 +186,56 @@ class AttentionProblem:
         return _line(self, f"Nq {self.num_q} Nk {self.num_k}{_cls(self)}{features}")
 
 
-Problem = PoolProblem | QkvPoolProblem | RelPosProblem | AttentionProblem
+@dataclass(frozen=True)
+class LinearProblem:
+    """`linear`: x (rows, inputs), weight (outputs, inputs)."""
+
+    device: str
+    dtype: torch.dtype
+    rows: int
+    inputs: int
+    outputs: int
+    bias: bool
+    residual: bool
+    activation: str
+    needs_grad: bool
+
+    op = "linear"
+
+    def __str__(self) -> str:
+        features = "".join(
+            f" + {name}"
+            for name, there in (
+                ("bias", self.bias),
+                (self.activation, self.activation != "none"),
+                ("residual", self.residual),
+            )
+            if there
+        )
+        grad = ", with gradient" if self.needs_grad else ""
+        return f"{_dtype(self.dtype)} {self.device} {self.rows} x {self.inputs} -> {self.outputs}{features}{grad}"
+
+
+@dataclass(frozen=True)
+class LayerNormProblem:
+    """`layer_norm`: x (rows, channels), the result in `out_dtype`."""
+
+    device: str
+    dtype: torch.dtype
+    rows: int
+    channels: int
+    out_dtype: torch.dtype
+    needs_grad: bool
+
+    op = "layer_norm"
+
+    def __str__(self) -> str:
+        out = "" if self.out_dtype == self.dtype else f" -> {_dtype(self.out_dtype)}"
+        grad = ", with gradient" if self.needs_grad else ""
+        return f"{_dtype(self.dtype)}{out} {self.device} {self.rows} x {self.channels}{grad}"
+
+
+Problem = PoolProblem | QkvPoolProblem | RelPosProblem | AttentionProblem | LinearProblem | LayerNormProblem
 
 
 def _cls(problem: PoolProblem | RelPosProblem | AttentionProblem) -> str:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/backward.h"
+#include "common/linear.h"
 
 namespace mvit::cpu {
 
@@ -30,6 +31,10 @@ struct Kernels {
     void (*decomposed_rel_pos_backward)(const RelPosBackwardProblem &, void *scratch, const ParallelFor &);
     int64_t (*pooling_attention_backward_scratch)(const AttentionBackwardProblem &, int64_t threads);
     void (*pooling_attention_backward)(const AttentionBackwardProblem &, void *scratch, const ParallelFor &);
+    int64_t (*linear_scratch)(const LinearProblem &, int64_t threads);
+    void (*linear)(const LinearProblem &, void *scratch, const ParallelFor &);
+    int64_t (*layer_norm_scratch)(const LayerNormProblem &, int64_t threads);
+    void (*layer_norm)(const LayerNormProblem &, void *scratch, const ParallelFor &);
 };
 
 // The highest level this CPU runs, or the one that the environment variable MVIT_KERNELS_CPU_LEVEL names. Chosen at the

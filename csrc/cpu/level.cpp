@@ -21,6 +21,10 @@ const Kernels kernels = {
     decomposed_rel_pos_backward,
     pooling_attention_backward_scratch,
     pooling_attention_backward,
+    linear_scratch,
+    linear,
+    layer_norm_scratch,
+    layer_norm,
 };
 
 } // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME

@@ -1,10 +1,11 @@
-"""What a backend is: what it can't do, in words, and the four ops."""
+"""What a backend is: what it can't do, in words, and the ops."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from ..problem import Grid, Pool, Problem
@@ -97,3 +98,13 @@ class Backend(ABC):
         has_cls: bool,
         residual: str,
     ) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None, activation: str
+    ) -> Tensor: ...
+
+    @abstractmethod
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, dtype: torch.dtype
+    ) -> Tensor: ...

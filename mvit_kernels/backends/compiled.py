@@ -89,6 +89,16 @@ class CompiledBackend(Backend):
         grid = (0, 0, 0) if grid_k is None else grid_k
         return torch.ops.mvit_kernels.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual)
 
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None, activation: str
+    ) -> Tensor:
+        return torch.ops.mvit_kernels.linear(x, weight, bias, residual, activation)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, dtype: torch.dtype
+    ) -> Tensor:
+        return torch.ops.mvit_kernels.layer_norm(x, weight, bias, eps, dtype)
+
 
 def _flat(grids: Sequence[Grid]) -> list[int]:
     return [n for grid in grids for n in grid]

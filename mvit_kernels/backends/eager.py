@@ -19,3 +19,5 @@ class EagerBackend(Backend):
     qkv_pool3d_norm = staticmethod(reference.qkv_pool3d_norm)
     decomposed_rel_pos = staticmethod(reference.decomposed_rel_pos)
     pooling_attention = staticmethod(reference.pooling_attention)
+    linear = staticmethod(reference.linear)
+    layer_norm = staticmethod(reference.layer_norm)

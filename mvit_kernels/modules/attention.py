@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import mhpa
 from ..description import MHPA, Fused, RelPos, Separate
+from ..hooks import has_hooks, inactive_dropout
 from ..rel_pos_tables import slowfast_index, torchvision_index
 from . import arguments
 from .pooling import PoolModule, describe_pool, make_pool
@@ -160,6 +161,7 @@ class MultiHeadPoolingAttention(nn.Module):
             residual=self.residual if self.residual_pooling else "none",
             pool_first=self.pool_first,
             pool_heads=1 if self.mode == "conv_unshared" else self.num_heads,
+            out_linear=self.proj if self._projects_alone() else None,
         )
 
     def forward(self, x: Tensor, thw_shape: Sequence[int] | None) -> tuple[Tensor, list[int] | None]:
@@ -176,6 +178,11 @@ class MultiHeadPoolingAttention(nn.Module):
         """
         out, grid = mhpa.forward(self.describe(), x, thw_shape)  # type: ignore[arg-type]
         return out, None if grid is None else list(grid)
+
+    def _projects_alone(self) -> bool:
+        """The output is the projection and nothing else now."""
+        drops = self.drop_rate > 0.0 and not inactive_dropout(self.proj_drop)
+        return type(self.proj) is nn.Linear and not has_hooks(self.proj) and not drops
 
     def _project_out(self, x: Tensor) -> Tensor:
         x = self.proj(x)

@@ -1,12 +1,14 @@
-"""The four ops: checked public functions, and the torch.library contract every compiled backend implements.
+"""The ops: checked public functions, and the torch.library contract every compiled backend implements.
 
 Importing this package defines `torch.ops.mvit_kernels.*` with fakes and autograd, whether or not a binary is there. The
 public functions check their arguments, pick a backend and call it.
 """
 
 from .decomposed_rel_pos import decomposed_rel_pos
+from .layer_norm import layer_norm
+from .linear import linear
 from .pool3d_norm import pool3d_norm
 from .pooling_attention import pooling_attention
 from .qkv_pool3d_norm import qkv_pool3d_norm
 
-__all__ = ["decomposed_rel_pos", "pool3d_norm", "pooling_attention", "qkv_pool3d_norm"]
+__all__ = ["decomposed_rel_pos", "layer_norm", "linear", "pool3d_norm", "pooling_attention", "qkv_pool3d_norm"]

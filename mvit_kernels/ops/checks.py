@@ -17,12 +17,16 @@ AXES = ("t", "h", "w")
 
 
 def tensor(op: str, name: str, x: Tensor, rank: int, layout: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(x).__name__}, a tensor {layout} is right")
-    if x.dtype not in FLOATING:
-        raise TypeError(f"{op}: {name} has dtype {x.dtype}, float32, bfloat16, float16 or float64 is right")
+    floating(op, name, x, f" {layout}")
     if x.dim() != rank:
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, {layout} is right")
+
+
+def floating(op: str, name: str, x: Tensor, layout: str = "") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}, a tensor{layout} is right")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, float32, bfloat16, float16 or float64 is right")
 
 
 def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor | None]) -> None:

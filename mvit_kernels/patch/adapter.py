@@ -1,4 +1,4 @@
-"""What an adapter is: the translation of one library's attention module into a description, and the list of them."""
+"""What an adapter is: the translation of one library's attention module or block into a description, and their list."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import mhpa
-from ..description import MHPA
+from ..description import MHPA, Block
 
 
 class NotCovered(Exception):
     """The module computes something that a description can't say; the message is the reason, for the report."""
 
 
-Describe = Callable[[Any], MHPA]
-Run = Callable[[MHPA, Tensor, Sequence[int]], Any]
+SCOPES = ("attention", "block")
+"""What `accelerate` may replace: attention layers alone, or whole transformer blocks too."""
+
+Description = MHPA | Block
+Describe = Callable[[Any], Description]
+Run = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Adapter:
     Attributes:
         host: the class's full name, "torchvision.models.video.mvit.MultiscaleAttention".
         describe: module -> description, made anew in every forward; raises :class:`NotCovered`.
+        scope: "attention" or "block", what a host module is.
         run: description and the forward's arguments -> what the host's forward returns.
     """
 
     host: str
     describe: Describe
     run: Run
+    scope: str
 
 
 ADAPTERS: dict[str, Adapter] = {}
@@ -47,11 +53,11 @@ def run_with_tuple_grid(layer: MHPA, x: Tensor, thw: Sequence[int]) -> tuple[Ten
     return out, tuple(grid)
 
 
-def adapts(host: str, run: Run = run_with_tuple_grid) -> Callable[[Describe], Describe]:
+def adapts(host: str, run: Run = run_with_tuple_grid, scope: str = "attention") -> Callable[[Describe], Describe]:
     """Register the decorated function as the description of `host`'s modules."""
 
     def register(describe: Describe) -> Describe:
-        ADAPTERS[host] = Adapter(host, describe, run)
+        ADAPTERS[host] = Adapter(host, describe, run, scope)
         return describe
 
     return register
@@ -70,7 +76,7 @@ def find_adapter(cls: type[nn.Module]) -> tuple[Adapter, type[nn.Module]] | None
     return None
 
 
-def describe(module: nn.Module, adapter: Adapter, host: type[nn.Module]) -> MHPA:
+def describe(module: nn.Module, adapter: Adapter, host: type[nn.Module]) -> Description:
     """The module's description; :class:`NotCovered` where its forward is not the host's or a part is not covered."""
     if type(module).forward is not host.forward:
         raise NotCovered("subclass overrides forward()")

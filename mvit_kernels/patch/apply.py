@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..modules import MultiHeadPoolingAttention
-from . import torchvision  # noqa: F401  registers its adapter
-from .adapter import SIMILAR_NAMES, NotCovered, describe, find_adapter, full_name
+from . import own, torchvision  # noqa: F401  registers their adapters
+from .adapter import SCOPES, SIMILAR_NAMES, NotCovered, describe, find_adapter, full_name
 from .report import LeftAlone, Report, describe_replaced
 from .swap import host_class, is_accelerated, swap_in, swap_out
 
 
-def accelerate(model: nn.Module) -> Report:
-    """Run the MHPA layers of `model` on mvit_kernels, in place.
+def accelerate(model: nn.Module, scope: str = "attention") -> Report:
+    """Run the MHPA layers of `model`, or its whole transformer blocks, on mvit_kernels, in place.
 
     Parameters, buffers, sub-modules, hooks, state_dict, train and eval mode, deepcopy and pickle behave as before,
     outputs and gradients agree within the numerics rule (docs/numerics.md). Calling it twice is harmless. A layer that
@@ -23,12 +23,15 @@ def accelerate(model: nn.Module) -> Report:
 
     Args:
         model: any module; layers of known libraries are found wherever they are inside it, `model` itself included.
+        scope: "attention", or "block" for the attention layers and the blocks around them: norms, skip path, MLP and
+            both residuals. Parts of a block that have hooks, or dropout that is active, run as the host's modules.
     Returns:
         What was replaced, what was not, and why; print it.
     Raises:
         TypeError: `model` is no torch.nn.Module.
+        ValueError: an unknown scope.
     """
-    report, covered = _survey(model)
+    report, covered = _survey(model, scope)
     for module in covered:
         swap_in(module)
     return report
@@ -44,9 +47,9 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def accelerated(model: nn.Module) -> Iterator[Report]:
+def accelerated(model: nn.Module, scope: str = "attention") -> Iterator[Report]:
     """:func:`accelerate` inside the `with`; on leaving it, the layers that this call replaced are restored."""
-    report, covered = _survey(model)
+    report, covered = _survey(model, scope)
     for module in covered:
         swap_in(module)
     try:
@@ -57,12 +60,22 @@ def accelerated(model: nn.Module) -> Iterator[Report]:
 
 
 def survey(model: nn.Module) -> Report:
-    """The report that :func:`accelerate` would give, with nothing changed."""
-    return _survey(model)[0]
+    """The report that :func:`accelerate` would give, in the scope it was called with before, with nothing changed."""
+    _check(model, "survey")
+    return _survey(model, "block" if any(is_accelerated_block(m) for m in model.modules()) else "attention")[0]
 
 
-def _survey(model: nn.Module) -> tuple[Report, list[nn.Module]]:
+def is_accelerated_block(module: nn.Module) -> bool:
+    if not is_accelerated(module):
+        return False
+    found = find_adapter(host_class(module))
+    return found is not None and found[0].scope == "block"
+
+
+def _survey(model: nn.Module, scope: str) -> tuple[Report, list[nn.Module]]:
     _check(model, "accelerate")
+    if scope not in SCOPES:
+        raise ValueError(f"accelerate: scope is {scope!r}, one of {', '.join(map(repr, SCOPES))} is right")
     report, covered = Report(type(model).__name__), []
     for name, module in model.named_modules():
         name = name or "(the model itself)"
@@ -75,6 +88,8 @@ def _survey(model: nn.Module) -> tuple[Report, list[nn.Module]]:
                 report.left_alone.append(LeftAlone(name, f"no adapter for {full_name(type(module))}"))
             continue
         adapter, host = found
+        if adapter.scope == "block" and scope != "block":
+            continue
         try:
             if is_accelerated(module):
                 report.already.append(describe_replaced(name, adapter.describe(module)))
@@ -82,7 +97,7 @@ def _survey(model: nn.Module) -> tuple[Report, list[nn.Module]]:
                 report.replaced.append(describe_replaced(name, describe(module, adapter, host)))
                 covered.append(module)
         except NotCovered as reason:
-            report.left_alone.append(LeftAlone(name, str(reason)))
+            report.left_alone.append(LeftAlone(name, str(reason), adapter.scope))
     return report, covered
 
 

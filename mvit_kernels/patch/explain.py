@@ -12,7 +12,7 @@ from torch import nn
 from .. import backends
 from ..backends import Decision
 from ..modules import MultiHeadPoolingAttention, MultiScaleBlock
-from .apply import survey
+from .apply import is_accelerated_block, survey
 from .report import Report
 from .swap import is_accelerated
 
@@ -51,7 +51,12 @@ def explain_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 def layers_named(model: nn.Module) -> Iterator[None]:
     """Decisions recorded inside the `with` carry the name of the layer of `model` that made them."""
     with ExitStack() as stack:
+        blocks: list[str] = []
         for name, module in model.named_modules():
+            if any(name.startswith(block) for block in blocks):
+                continue  # runs inside the block, as a part of it; a hook of ours would keep it out
+            if is_accelerated_block(module):
+                blocks.append(f"{name}." if name else "")
             if is_accelerated(module) or isinstance(module, (MultiHeadPoolingAttention, MultiScaleBlock)):
                 enter, leave = _hooks(name)
                 stack.callback(module.register_forward_pre_hook(enter).remove)

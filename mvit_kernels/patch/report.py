@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import torch
 
 from .. import backends
-from ..description import MHPA, Fused
-from ..problem import AttentionProblem
+from ..description import MHPA, Block, Fused
+from ..problem import AttentionProblem, LayerNormProblem
+
+KINDS = {"attention": "attention layers", "block": "blocks"}
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Replaced:
     name: str
     backend: str
     touched_tokens: bool
+    scope: str = "attention"
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,18 @@ class LeftAlone:
 
     name: str
     reason: str
+    scope: str = "attention"
 
 
 @dataclass
 class Report:
-    """Every attention layer of a model: replaced now, replaced before, or left alone with the reason.
+    """Every attention layer of a model, and with scope "block" every block: replaced now, before, or left alone.
 
     Attributes:
         model: class name of the model.
         replaced: layers this call changed.
         already: layers that ran on mvit_kernels before this call.
-        left_alone: layers that keep their own forward.
+        left_alone: layers that keep their own forward, with the reason.
     """
 
     model: str
@@ -45,29 +49,45 @@ class Report:
     left_alone: list[LeftAlone] = field(default_factory=list)
 
     def __str__(self) -> str:
-        running = self.replaced + self.already
-        total = len(running) + len(self.left_alone)
-        if total == 0:
+        if not (self.replaced or self.already or self.left_alone):
             return (
                 f"{self.model}: no multi-head pooling attention layer of a known library found; "
                 "mvit_kernels.modules.MultiHeadPoolingAttention is the layer to build your own model on"
             )
-        lines = []
-        for backend in dict.fromkeys(layer.backend for layer in running):
-            group = [layer for layer in running if layer.backend == backend]
-            touched = sum(layer.touched_tokens for layer in group)
-            extra = f", {touched} of them with touched-token k/v" if touched else ""
-            lines.append(f"{self.model}: {len(group)} of {total} attention layers on {backend}{extra}")
-        if not running:
-            lines.append(f"{self.model}: 0 of {total} attention layers replaced")
+        lines = [line for scope in KINDS for line in self._summary(scope)]
         if self.already:
             lines.append(f"{len(self.already)} of them ran on mvit_kernels before")
         lines += [f"left alone: {layer.name}  {layer.reason}" for layer in self.left_alone]
         return "\n".join(lines)
 
+    def _summary(self, scope: str) -> list[str]:
+        running = [layer for layer in self.replaced + self.already if layer.scope == scope]
+        total = len(running) + sum(layer.scope == scope for layer in self.left_alone)
+        if total and not running:
+            return [f"{self.model}: 0 of {total} {KINDS[scope]} replaced"]
+        lines = []
+        for backend in dict.fromkeys(layer.backend for layer in running):
+            group = [layer for layer in running if layer.backend == backend]
+            touched = sum(layer.touched_tokens for layer in group)
+            extra = f", {touched} of them with touched-token k/v" if touched else ""
+            lines.append(f"{self.model}: {len(group)} of {total} {KINDS[scope]} on {backend}{extra}")
+        return lines
 
-def describe_replaced(name: str, layer: MHPA) -> Replaced:
+
+def describe_replaced(name: str, layer: MHPA | Block) -> Replaced:
     """The report's line for a layer, its backend chosen for a problem of its parameters' dtype and device."""
+    return _replaced_block(name, layer) if isinstance(layer, Block) else _replaced_attention(name, layer)
+
+
+def _replaced_block(name: str, layer: Block) -> Replaced:
+    weight = layer.norm2.weight
+    device, dtype = ("cpu", torch.float32) if weight is None else (weight.device.type, weight.dtype)
+    needs_grad = torch.is_grad_enabled() and weight is not None and weight.requires_grad
+    problem = LayerNormProblem(device, dtype, 1, 1, dtype, needs_grad)
+    return Replaced(name, backends.describe_choice(problem), False, "block")
+
+
+def _replaced_attention(name: str, layer: MHPA) -> Replaced:
     linear = layer.qkv.linear if isinstance(layer.qkv, Fused) else layer.qkv.q
     weight = linear.weight
     width = weight.shape[0] // (3 if isinstance(layer.qkv, Fused) else 1)

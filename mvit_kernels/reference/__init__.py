@@ -6,11 +6,15 @@ the checked functions of the same names are in :mod:`mvit_kernels.ops`.
 
 from .decomposed_rel_pos import decomposed_rel_pos
 from .layer import multi_head_pooling_attention
+from .layer_norm import layer_norm
+from .linear import linear
 from .pool3d_norm import pool3d_norm, qkv_pool3d_norm
 from .pooling_attention import pooling_attention
 
 __all__ = [
     "decomposed_rel_pos",
+    "layer_norm",
+    "linear",
     "multi_head_pooling_attention",
     "pool3d_norm",
     "pooling_attention",

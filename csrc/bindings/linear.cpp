@@ -1,0 +1,140 @@
+// mvit_kernels::linear and layer_norm on the CPU.
+#include "common/linear.h"
+#include "bindings/tensors.h"
+
+namespace mvit::bindings {
+namespace {
+
+bool widens(DType narrow, DType wide) {
+    return narrow == wide || (wide == DType::f32 && (narrow == DType::bf16 || narrow == DType::f16));
+}
+
+// (..., C) as rows of equal distance: itself, or a contiguous copy.
+Tensor rows_of(const char *op, const char *argument, const Tensor &tensor, int64_t channels) {
+    STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", argument, " is not on the CPU, as the kernel for it is");
+    STD_TORCH_CHECK(tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) == channels, op, ": ", argument, " ",
+                    shape_of(tensor), " must be (..., ", channels, ")");
+    const int64_t last = tensor.dim() - 1;
+    bool uniform = channels == 1 || tensor.stride(last) == 1;
+    for (int64_t d = last - 1, inner = -1; d >= 0; --d) {
+        if (tensor.size(d) == 1)
+            continue;
+        if (inner >= 0 && tensor.stride(d) != tensor.stride(inner) * tensor.size(inner))
+            uniform = false;
+        inner = d;
+    }
+    return uniform ? tensor : torch::stable::contiguous(tensor);
+}
+
+int64_t row_count(const Tensor &tensor) {
+    int64_t n = 1;
+    for (int64_t d = 0; d + 1 < tensor.dim(); ++d)
+        n *= tensor.size(d);
+    return n;
+}
+
+int64_t row_stride(const Tensor &tensor, int64_t channels) {
+    for (int64_t d = tensor.dim() - 2; d >= 0; --d)
+        if (tensor.size(d) != 1)
+            return tensor.stride(d);
+    return channels;
+}
+
+Activation activation_of(const char *op, const std::string &name) {
+    STD_TORCH_CHECK(name == "none" || name == "gelu", op, ": activation is ", name, ", it must be none or gelu");
+    return name == "gelu" ? Activation::gelu : Activation::none;
+}
+
+Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
+              std::string activation) {
+    const char *const op = "linear";
+    LinearProblem p = {};
+    p.dtype = dtype_of(op, "x", x);
+    STD_TORCH_CHECK(weight.dim() == 2, op, ": weight ", shape_of(weight), " must have 2 dims (out, in)");
+    STD_TORCH_CHECK(weight.is_cpu(), op, ": weight is not on the CPU, as x is");
+    p.out = weight.size(0);
+    p.in = weight.size(1);
+    STD_TORCH_CHECK(p.in >= 1, op, ": weight ", shape_of(weight), " has no inputs");
+    x = rows_of(op, "x", x, p.in);
+    p.rows = row_count(x);
+    p.x = x.const_data_ptr();
+    p.x_stride = row_stride(x, p.in);
+    if (weight.stride(0) != 1 && weight.stride(1) != 1)
+        weight = torch::stable::contiguous(weight);
+    p.weight = as_parameter(op, "weight", weight);
+    STD_TORCH_CHECK(widens(p.dtype, p.weight.dtype), op, ": weight has dtype ",
+                    torch::headeronly::toString(weight.scalar_type()),
+                    ", it must be that of x, or float32 for a half x");
+    p.weight_stride_in = p.in == 1 ? 1 : weight.stride(1);
+    p.weight_stride_out = p.out == 1 ? p.in : weight.stride(0);
+    if (p.weight_stride_in != 1 && p.weight_stride_out != 1) { // one output whose inputs are strided
+        weight = torch::stable::contiguous(weight);
+        p.weight.data = weight.const_data_ptr();
+        p.weight_stride_in = 1;
+    }
+    if (bias) {
+        bias = parameter(op, "bias", *bias, {p.out});
+        p.bias = as_parameter(op, "bias", *bias);
+    }
+    p.activation = activation_of(op, activation);
+    p.y_dtype = residual ? dtype_of(op, "residual", *residual) : p.dtype;
+    const auto sizes = x.sizes();
+    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    shape.back() = p.out;
+    if (residual) {
+        STD_TORCH_CHECK(widens(p.dtype, p.y_dtype), op, ": residual has dtype ",
+                        torch::headeronly::toString(residual->scalar_type()),
+                        ", it must be that of x, or float32 for a half x");
+        check_shape(op, "residual", *residual, shape);
+        residual = rows_of(op, "residual", *residual, p.out);
+        p.residual = residual->const_data_ptr();
+        p.residual_stride = row_stride(*residual, p.out);
+    }
+    Tensor y = empty(x, shape, scalar_type_of(p.y_dtype));
+    p.y = y.mutable_data_ptr();
+    if (p.rows > 0 && p.out > 0) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run(x, p, kernels.linear_scratch, kernels.linear);
+    }
+    return y;
+}
+
+Tensor layer_norm(Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, ScalarType dtype) {
+    const char *const op = "layer_norm";
+    LayerNormProblem p = {};
+    p.dtype = dtype_of(op, "x", x);
+    STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) >= 1, op, ": x ", shape_of(x), " must be (..., C), C >= 1");
+    p.channels = x.size(x.dim() - 1);
+    x = rows_of(op, "x", x, p.channels);
+    p.rows = row_count(x);
+    p.x = x.const_data_ptr();
+    p.x_stride = row_stride(x, p.channels);
+    if (weight) {
+        weight = parameter(op, "weight", *weight, {p.channels});
+        p.weight = as_parameter(op, "weight", *weight);
+    }
+    if (bias) {
+        bias = parameter(op, "bias", *bias, {p.channels});
+        p.bias = as_parameter(op, "bias", *bias);
+    }
+    p.eps = eps;
+    const auto sizes = x.sizes();
+    Tensor y = empty(x, std::vector<int64_t>(sizes.begin(), sizes.end()), dtype);
+    p.y_dtype = dtype_of(op, "dtype", y);
+    STD_TORCH_CHECK(widens(p.y_dtype, p.dtype), op, ": dtype is ", torch::headeronly::toString(dtype),
+                    ", it must be that of x, or a half one for a float32 x");
+    p.y = y.mutable_data_ptr();
+    if (p.rows > 0) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run(x, p, kernels.layer_norm_scratch, kernels.layer_norm);
+    }
+    return y;
+}
+
+} // namespace
+} // namespace mvit::bindings
+
+STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
+    m.impl("linear", TORCH_BOX(&mvit::bindings::linear));
+    m.impl("layer_norm", TORCH_BOX(&mvit::bindings::layer_norm));
+}

@@ -1,0 +1,339 @@
+// Linear layer, forward: y = activation(x W^T + b) + residual.
+//
+//   weights            once per call into panels of kPanel outputs, [k][output]: rounded to x's dtype, 1 / rows of the
+//                      work, so that no packed copy outlives a call and none can be stale
+//   one task           a block of rows that stays in the second-level cache, and a group of panels
+//     for each panel, for each chunk of kChunk inputs (a slice that stays in cache while all rows pass):
+//       kLinearRows rows x kPanel outputs in registers; one row element is broadcast per step, read in place
+//       sums of chunks are added up in a tile, which keeps the rounding of a long sum that of its parts
+//     behind the last chunk bias, activation and residual on the tile, rounded once
+//   bfloat16           with AVX512-BF16: a step is a pair of inputs (vdpbf16ps); elsewhere, and for float16, rows of
+//   the
+//                      block are widened to float32 first
+// Work: 2 * rows * in * out FLOP. Traffic from memory: x and y once per task, packed weights once per block of rows.
+#include "cpu/gelu.h"
+#include "cpu/level.h"
+#include "cpu/parallel.h"
+#include "cpu/products.h"
+#include "cpu/simd.h"
+
+#include <type_traits>
+
+namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
+namespace {
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasDotBf16 = true;
+#else
+constexpr bool kHasDotBf16 = false;
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kLinearRows = 12;
+#else
+constexpr int kLinearRows = kRows;
+#endif
+constexpr int64_t kChunk = 384;             // steps between two additions to the tile
+constexpr int64_t kBlockBytes = 256 * 1024; // rows of a task
+constexpr int64_t kAliasBytes = 1024;       // rows this far apart share a few sets of the first-level cache
+
+// How products of storage type S are made. A word is what one step takes from a row: an element, or a pair of bfloat16.
+template <class S> struct Steps {
+    using T = accumulator<S>;
+    static constexpr bool pairs = kHasDotBf16 && std::is_same_v<S, bf16>;
+    static constexpr bool in_place = pairs || std::is_same_v<S, T>; // rows need no widening
+    static constexpr int64_t per_word = pairs ? 2 : 1;
+};
+
+template <class S> MVIT_INLINE void multiply_add(vec<accumulator<S>> &sum, vec<accumulator<S>> w, accumulator<S> x) {
+#if defined(__AVX512BF16__)
+    if constexpr (Steps<S>::pairs) {
+        sum = _mm512_dpbf16_ps(sum, bits_as<__m512bh>(w), bits_as<__m512bh>(_mm512_set1_ps(x)));
+        return;
+    }
+#endif
+    sum += w * x;
+}
+
+// ---- Packing ----
+
+// Lanes of 16-bit storage as the words of a step.
+template <class S, class W> MVIT_INLINE vec<accumulator<S>> load_words(const W *p, int64_t n) {
+    using T = accumulator<S>;
+    constexpr int L = lanes<T>;
+    if constexpr (Steps<S>::pairs) {
+        if constexpr (std::is_same_v<W, bf16>) {
+            if (n >= 2 * L)
+                return load(reinterpret_cast<const float *>(p));
+        }
+        struct {
+            halves half[2];
+        } both = {};
+        for (int i = 0; i < 2; ++i)
+            if (n > i * L)
+                both.half[i] = narrow(bf16{}, load_first(p + i * L, n - i * L));
+        return bits_as<vec<T>>(both);
+    } else if constexpr (std::is_same_v<S, W> || std::is_same_v<S, T>) {
+        return load_first(p, n);
+    } else {
+        return widen(S{}, narrow(S{}, load_first(p, n))); // rounded to what x is made of
+    }
+}
+
+// One panel, W[n][k] with unit stride in k: to[step][output]. Outputs from `outputs` on repeat the last one.
+template <class S, class W>
+void pack_panel_from_rows(const W *from, int64_t stride, int64_t outputs, int64_t in, accumulator<S> *to) {
+    using T = accumulator<S>;
+    constexpr int L = lanes<T>;
+    constexpr int64_t step = L * Steps<S>::per_word; // inputs of a square block
+    const int64_t words = ceil_div(in, Steps<S>::per_word);
+    for (int64_t first = 0; first < kPanel<T>; first += L)
+        for (int64_t k = 0, word = 0; k < in; k += step, word += L) {
+            vec<T> block[L];
+#pragma GCC unroll 16
+            for (int j = 0; j < L; ++j)
+                block[j] = load_words<S>(from + min(first + j, outputs - 1) * stride + k, in - k);
+            transpose<T>(block);
+            for (int64_t j = 0; j < min(L, words - word); ++j)
+                store(to + (word + j) * kPanel<T> + first, block[j]);
+        }
+}
+
+// The same with unit stride over the outputs.
+template <class S, class W>
+void pack_panel_from_columns(const W *from, int64_t stride, int64_t outputs, int64_t in, accumulator<S> *to) {
+    using T = accumulator<S>;
+    constexpr int L = lanes<T>;
+    for (int64_t first = 0; first < kPanel<T>; first += L) {
+        const W *const p = from + first;
+        const int64_t n = outputs - first;
+        if (n < 1) {
+            for (int64_t k = 0; k < ceil_div(in, Steps<S>::per_word); ++k)
+                store(to + k * kPanel<T> + first, vec<T>{});
+            continue;
+        }
+        if constexpr (Steps<S>::pairs) {
+            for (int64_t k = 0; k < in; k += 2) {
+                const auto bits = [&](int64_t row) {
+                    return __builtin_convertvector(narrow(bf16{}, load_first(p + row * stride, n)), uvec<T>);
+                };
+                const uvec<T> low = bits(k), high = k + 1 < in ? bits(k + 1) : uvec<T>{};
+                store(to + k / 2 * kPanel<T> + first, bits_as<vec<T>>(low | high << 16));
+            }
+        } else {
+            for (int64_t k = 0; k < in; ++k)
+                store(to + k * kPanel<T> + first, load_words<S>(p + k * stride, n));
+        }
+    }
+}
+
+// Rows of x as words, `stride` apart; the second half of a last lone bfloat16 is 0.
+template <class S>
+void copy_rows(const S *from, int64_t from_stride, int64_t rows, int64_t in, accumulator<S> *to, int64_t stride) {
+    using T = accumulator<S>;
+    constexpr int64_t step = lanes<T> * Steps<S>::per_word;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < in; k += step)
+            store(to + r * stride + k / Steps<S>::per_word, load_words<S>(from + r * from_stride + k, in - k));
+}
+
+// ---- The product ----
+
+// tile[r][0 .. kPanel) (+)= sum over steps of x[r][step] * panel[step][...]
+template <class S, int R>
+void product_block(const accumulator<S> *x, int64_t stride, const accumulator<S> *panel, int64_t steps, bool add,
+                   accumulator<S> *tile) {
+    using T = accumulator<S>;
+    constexpr int L = lanes<T>, V = kPanelVectors;
+    vec<T> acc[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            acc[r][v] = vec<T>{};
+    // One pointer for four rows: as many as rows would not leave registers for them.
+    const T *group[(R + 3) / 4];
+#pragma GCC unroll 4
+    for (int g = 0; g < (R + 3) / 4; ++g)
+        group[g] = x + 4 * g * stride;
+    const int64_t stride3 = 3 * stride;
+    for (int64_t step = 0; step < steps; ++step, panel += kPanel<T>) {
+        vec<T> w[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            w[v] = load(panel + v * L);
+            keep_vector<T>(w[v]);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const T element = group[r / 4][r % 4 == 3 ? stride3 : r % 4 * stride];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                multiply_add<S>(acc[r][v], w[v], element);
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < (R + 3) / 4; ++g) {
+            ++group[g];
+            keep_pointer(group[g]);
+        }
+    }
+    if (add) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                acc[r][v] += load(tile + r * kPanel<T> + v * L);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            store(tile + r * kPanel<T> + v * L, acc[r][v]);
+}
+
+// Bias, activation and residual on a tile of `rows` x `outputs`.
+template <class O, class T>
+void finish_tile(const T *tile, int64_t rows, int64_t outputs, const T *bias, Activation activation, const O *residual,
+                 int64_t residual_stride, O *y, int64_t y_stride) {
+    constexpr int L = lanes<T>;
+    for (int64_t c = 0; c < outputs; c += L) {
+        const int64_t n = outputs - c;
+        const vec<T> b = load(bias + c);
+        for (int64_t r = 0; r < rows; ++r) {
+            vec<T> value = load(tile + r * kPanel<T> + c) + b;
+            if (activation == Activation::gelu)
+                value = gelu(value);
+            if (residual)
+                value += load_first(residual + r * residual_stride + c, n);
+            store_first(y + r * y_stride + c, value, n);
+        }
+    }
+}
+
+// ---- One call ----
+
+template <class S> struct Plan {
+    using T = accumulator<S>;
+    int64_t words, panels, block_rows, row_blocks, groups, workers;
+    bool copies;
+    int64_t stride; // of a row as the product reads it, in words
+    T *packed, *bias;
+    T *rows, *tile; // per worker
+
+    int64_t panel_words() const { return words * kPanel<T>; }
+    int64_t tile_words() const { return block_rows * kPanel<T>; }
+    int64_t rows_words() const { return copies ? block_rows * stride : 0; }
+};
+
+template <class S> Plan<S> make_plan(const LinearProblem &p, int64_t threads, Arena &arena) {
+    using T = accumulator<S>;
+    Plan<S> plan;
+    plan.words = ceil_div(p.in, Steps<S>::per_word);
+    plan.panels = ceil_div(p.out, kPanel<T>);
+    plan.stride = p.x_stride / Steps<S>::per_word;
+    plan.copies = !Steps<S>::in_place || p.in % Steps<S>::per_word || p.x_stride % Steps<S>::per_word ||
+                  plan.stride * int64_t(sizeof(T)) % kAliasBytes == 0;
+    if (plan.copies) {
+        plan.stride = round_up(plan.words, lanes<T>) + lanes<T>;
+        if (plan.stride * int64_t(sizeof(T)) % kAliasBytes == 0)
+            plan.stride += lanes<T>;
+    }
+    const int64_t fit = kBlockBytes / int64_t(plan.words * sizeof(T)) / kLinearRows;
+    plan.block_rows = min(clamp(fit, 4, 40), ceil_div(p.rows, kLinearRows)) * kLinearRows;
+    plan.row_blocks = ceil_div(p.rows, plan.block_rows);
+    const double flop = 2. * double(p.rows) * double(p.in) * double(p.out);
+    const int64_t workers = clamp(int64_t(flop / kFlopPerWorker), 1, threads);
+    plan.groups = workers == 1 ? 1 : clamp(ceil_div(8 * workers, plan.row_blocks), 1, plan.panels);
+    plan.workers = worker_count(threads, plan.row_blocks * plan.groups, flop);
+    plan.packed = arena.take<T>(plan.panels * plan.panel_words());
+    plan.bias = arena.take<T>(plan.panels * kPanel<T>);
+    plan.rows = arena.take<T>(plan.workers * plan.rows_words());
+    plan.tile = arena.take<T>(plan.workers * plan.tile_words());
+    return plan;
+}
+
+template <class S, class W> void pack_weight(const LinearProblem &p, const Plan<S> &plan, const ParallelFor &parallel) {
+    using T = accumulator<S>;
+    const W *const weight = static_cast<const W *>(p.weight.data);
+    const int64_t workers = worker_count(parallel.threads, plan.panels, 16. * double(p.in) * double(p.out));
+    for_each_task(parallel, workers, plan.panels, [&](int64_t, int64_t panel) {
+        const int64_t first = panel * kPanel<T>, outputs = min(kPanel<T>, p.out - first);
+        T *const to = plan.packed + panel * plan.panel_words();
+        if (p.weight_stride_in == 1)
+            pack_panel_from_rows<S>(weight + first * p.weight_stride_out, p.weight_stride_out, outputs, p.in, to);
+        else
+            pack_panel_from_columns<S>(weight + first, p.weight_stride_in, outputs, p.in, to);
+    });
+    for (int64_t i = 0; i < plan.panels * kPanel<T>; ++i)
+        plan.bias[i] = 0;
+    if (p.bias.data)
+        read_parameter(plan.bias, p.bias, 0, 1, p.out);
+}
+
+template <class S, class O> void multiply(const LinearProblem &p, const Plan<S> &plan, const ParallelFor &parallel) {
+    using T = accumulator<S>;
+    const auto task = [&](int64_t worker, int64_t index) {
+        const int64_t first_row = index / plan.groups * plan.block_rows, group = index % plan.groups;
+        const int64_t rows = min(plan.block_rows, p.rows - first_row);
+        const T *x = reinterpret_cast<const T *>(static_cast<const S *>(p.x) + first_row * p.x_stride);
+        if (plan.copies) {
+            T *const copy = plan.rows + worker * plan.rows_words();
+            copy_rows(static_cast<const S *>(p.x) + first_row * p.x_stride, p.x_stride, rows, p.in, copy, plan.stride);
+            x = copy;
+        }
+        T *const tile = plan.tile + worker * plan.tile_words();
+        const int64_t last_panel = plan.panels * (group + 1) / plan.groups;
+        for (int64_t panel = plan.panels * group / plan.groups; panel < last_panel; ++panel) {
+            const T *const packed = plan.packed + panel * plan.panel_words();
+            const int64_t column = panel * kPanel<T>;
+            const O *const residual =
+                p.residual ? static_cast<const O *>(p.residual) + first_row * p.residual_stride + column : nullptr;
+            O *const y = static_cast<O *>(p.y) + first_row * p.out + column;
+            const int64_t chunks = ceil_div(plan.words, kChunk);
+            for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+                const int64_t step = plan.words * chunk / chunks;
+                const int64_t steps = plan.words * (chunk + 1) / chunks - step;
+                for (int64_t r = 0; r < rows; r += kLinearRows) {
+                    const int64_t count = min(kLinearRows, rows - r);
+                    T *const sums = tile + r * kPanel<T>;
+                    with_constant<kLinearRows>(count, [&](auto n) {
+                        product_block<S, n>(x + r * plan.stride + step, plan.stride, packed + step * kPanel<T>, steps,
+                                            chunk > 0, sums);
+                    });
+                    if (chunk == chunks - 1)
+                        finish_tile<O>(sums, count, min(kPanel<T>, p.out - column), plan.bias + column, p.activation,
+                                       residual ? residual + r * p.residual_stride : nullptr, p.residual_stride,
+                                       y + r * p.out, p.out);
+                }
+            }
+        }
+    };
+    for_each_task(parallel, plan.workers, plan.row_blocks * plan.groups, task);
+}
+
+} // namespace
+
+int64_t linear_scratch(const LinearProblem &p, int64_t threads) {
+    Arena arena(nullptr);
+    with_storage(p.dtype, [&](auto storage) { make_plan<decltype(storage)>(p, threads, arena); });
+    return arena.used();
+}
+
+void linear(const LinearProblem &p, void *scratch, const ParallelFor &parallel) {
+    with_storage(p.dtype, [&](auto storage) {
+        using S = decltype(storage);
+        using T = accumulator<S>;
+        Arena arena(scratch);
+        const Plan<S> plan = make_plan<S>(p, parallel.threads, arena);
+        if (p.weight.dtype == p.dtype)
+            pack_weight<S, S>(p, plan, parallel);
+        else
+            pack_weight<S, T>(p, plan, parallel);
+        if (p.y_dtype == p.dtype)
+            multiply<S, S>(p, plan, parallel);
+        else
+            multiply<S, T>(p, plan, parallel);
+    });
+}
+
+} // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME
