@@ -1,0 +1,9 @@
+#include "emulation/module.h"
+#include "emulation/block.h"
+
+PYBIND11_MODULE(mvit_emulation, m) {
+    m.doc() = "The sources in csrc/cuda, run on a CPU by csrc/emulation.";
+    pybind11::register_exception<mvit::emulation::Error>(m, "Error", PyExc_RuntimeError);
+    mvit::emulation::add_primitives(m);
+    mvit::emulation::add_kernels(m);
+}

@@ -1,0 +1,12 @@
+// The parts of the Python module mvit_emulation.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace mvit::emulation {
+
+void add_primitives(pybind11::module_ &m); // each primitive by itself, and planted bugs
+void add_kernels(pybind11::module_ &m);
+
+} // namespace mvit::emulation
