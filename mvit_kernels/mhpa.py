@@ -111,7 +111,8 @@ def _project(layer: MHPA, x: Tensor, touched: Tensor | None) -> list[Tensor]:
 
 def _unbind_heads(x: Tensor, parts: int, heads: int) -> list[Tensor]:
     """(B, N, parts*H*D) -> parts times (B, H, N, D), views."""
-    return list(x.unflatten(2, (parts, heads, -1)).transpose(1, 3).unbind(2))
+    # Split before transposing: the backward then puts the three gradients next to each other in one pass.
+    return [part.transpose(1, 2) for part in x.unflatten(2, (parts, heads, -1)).unbind(2)]
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

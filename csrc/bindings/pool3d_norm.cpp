@@ -140,6 +140,14 @@ std::vector<Tensor> qkv_pool3d_norm(std::vector<Tensor> x, std::vector<int64_t> 
                                     present(norm_weight), present(norm_bias), norm_eps});
 }
 
+// Uninitialised, for the gradient of tokens: [batch][token][head] where x lies so, as slices of a projection do. The
+// projection's backward then puts the gradients of q, k and v together in one pass.
+Tensor token_gradient_like(const Tensor &x) {
+    if (!(x.stride(2) > x.stride(1) && x.stride(1) > 0))
+        return gradient_like(x);
+    return torch::stable::transpose(empty(x, {x.size(0), x.size(2), x.size(1), x.size(3)}, x.scalar_type()), 1, 2);
+}
+
 // Four gradients per branch: of x, weight, norm_weight and norm_bias; without elements where not needed.
 std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vector<Tensor> x, std::vector<int64_t> thw,
                                              bool has_cls, std::vector<std::string> mode, std::vector<int64_t> kernel,
@@ -172,7 +180,7 @@ std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vect
         const auto gradient = [&](size_t which, const std::optional<Tensor> &of) -> void * {
             const bool needed = of && needs[4 * i + which];
             any = any || needed;
-            out.push_back(needed ? gradient_like(*of) : nothing(x[i]));
+            out.push_back(!needed ? nothing(x[i]) : which == 0 ? token_gradient_like(*of) : gradient_like(*of));
             return needed ? out.back().mutable_data_ptr() : nullptr;
         };
         const auto parameter_gradient = [&](size_t which, const std::optional<Tensor> &of) -> ParameterGradient {
@@ -180,6 +188,11 @@ std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vect
             return {data, of ? dtype_of(op, "parameter", *of) : DType::f32};
         };
         g.x = gradient(0, a.x[i]);
+        if (g.x) {
+            g.x_stride_b = out.back().stride(0);
+            g.x_stride_h = out.back().stride(1);
+            g.x_stride_n = out.back().stride(2);
+        }
         g.weight = parameter_gradient(1, a.weight[i]);
         g.norm_weight = parameter_gradient(2, a.norm_weight[i]);
         g.norm_bias = parameter_gradient(3, a.norm_bias[i]);

@@ -1,6 +1,7 @@
 // What a backward kernel is told about one call: the forward problem, the gradients that come in and those asked for.
 //
-// Where a gradient that goes out has a null pointer, it is not asked for. All are contiguous.
+// Where a gradient that goes out has a null pointer, it is not asked for. All are contiguous, but for that of pooled
+// tokens, which has strides.
 #pragma once
 
 #include "common/problem.h"
@@ -18,6 +19,7 @@ struct PoolBranchGradients {
     const void *grad;
     int64_t stride_b, stride_h, stride_n; // of grad
     void *x;
+    int64_t x_stride_b, x_stride_h, x_stride_n; // of the gradient of x
     ParameterGradient weight, norm_weight, norm_bias;
 };
 

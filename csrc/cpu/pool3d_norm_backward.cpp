@@ -466,7 +466,8 @@ void run_unit(const Plan<accumulator<S>> &p, const Branch<accumulator<S>> &b, in
                 store(rows + c, load_first(x + c, p.head_dim - c));
             backward_row(b, rows, grad, dy, norm_sums, p.head_dim, D);
             if (b.gradients.x) {
-                S *const to = static_cast<S *>(b.gradients.x) + bh * in_tokens(p, b) * p.head_dim;
+                S *const to =
+                    static_cast<S *>(b.gradients.x) + batch * b.gradients.x_stride_b + head * b.gradients.x_stride_h;
                 for (int64_t c = 0; c < p.head_dim; c += lanes<T>)
                     store_first(to + c, load(dy + c), p.head_dim - c);
             }
@@ -557,8 +558,9 @@ void run_x_unit(const Plan<accumulator<S>> &p, const Branch<accumulator<S>> &b, 
     const int64_t D = p.padded_dim, per_tap = b.weight_per_tap;
     const int64_t it = unit % pool.in.t, ih = unit / pool.in.t % pool.in.h, bh = unit / pool.in.t / pool.in.h;
     const T *const dy = b.dy + (bh * out_tokens(p, b) + p.has_cls) * D;
-    S *const to = static_cast<S *>(b.gradients.x) +
-                  (bh * in_tokens(p, b) + p.has_cls + (it * pool.in.h + ih) * pool.in.w) * p.head_dim;
+    S *const to = static_cast<S *>(b.gradients.x) + bh / p.heads * b.gradients.x_stride_b +
+                  bh % p.heads * b.gradients.x_stride_h +
+                  (p.has_cls + (it * pool.in.h + ih) * pool.in.w) * b.gradients.x_stride_n;
     const Readers t = readers_of(it, out.t, kernel.t, stride.t, pool.padding.t);
     const Readers h = readers_of(ih, out.h, kernel.h, stride.h, pool.padding.h);
     // Tokens a stride apart have the same rest, and away from the borders the same taps.
@@ -588,7 +590,8 @@ void run_x_unit(const Plan<accumulator<S>> &p, const Branch<accumulator<S>> &b, 
             }
             for (int64_t r = 0; r < count; ++r)
                 for (int64_t c = 0; c < p.head_dim; c += lanes<T>)
-                    store_first(to + (i + r * stride.w) * p.head_dim + c, load(rows + r * D + c), p.head_dim - c);
+                    store_first(to + (i + r * stride.w) * b.gradients.x_stride_n + c, load(rows + r * D + c),
+                                p.head_dim - c);
         }
 }
 

@@ -33,12 +33,24 @@ def _fake_backward(
     norm_eps: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Per branch the gradients of x, weight, norm_weight and norm_bias, contiguous; no elements where not needed."""
+    """Per branch the gradients of x, weight, norm_weight and norm_bias; no elements where not needed.
+
+    That of x is laid out [batch][token][head] where x is, as slices of a projection are; all else is contiguous.
+    """
     inputs = [tensor for branch in zip(x, weight, norm_weight, norm_bias, strict=True) for tensor in branch]
     return [
-        tensor.new_empty(tensor.shape) if needed and (i % 4 == 0 or tensor.numel()) else x[i // 4].new_empty(0)
+        (_tokens_like(tensor) if i % 4 == 0 else tensor.new_empty(tensor.shape))
+        if needed and (i % 4 == 0 or tensor.numel())
+        else x[i // 4].new_empty(0)
         for i, (tensor, needed) in enumerate(zip(inputs, needs, strict=True))
     ]
+
+
+def _tokens_like(x: Tensor) -> Tensor:
+    if x.stride(3) == 1 and x.stride(2) > x.stride(1) > 0:
+        batch, heads, tokens, dim = x.shape
+        return x.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    return x.new_empty(x.shape)
 
 
 def pool_gradients(
