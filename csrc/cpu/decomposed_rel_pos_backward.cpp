@@ -104,8 +104,8 @@ template <class S> void run_q_unit(const Plan<accumulator<S>> &p, int64_t unit, 
 
     __builtin_memset(sums, 0, size_t(rows * D) * sizeof(T));
     const auto add = [&](const Axis<T> &axis, int64_t index, int64_t row, int64_t step, int64_t count) {
-        rows_product(grad + row * stride + axis.entry, step * stride, count, axis.rows + index * axis.keys * D, D,
-                     axis.keys, sums + row * D, step * D, D);
+        rows_product<T>(grad + row * stride + axis.entry, step * stride, count, axis.rows + index * axis.keys * D, D,
+                        axis.keys, sums + row * D, step * D, D);
     };
     if (p.axis[0].rows)
         add(p.axis[0], t, 0, 1, rows);
@@ -138,8 +138,8 @@ template <class S> void run_table(const Plan<accumulator<S>> &p, int i, int64_t 
             for (int64_t done = 0; done < count; done += kRun) {
                 const int64_t token = a.has_cls + run * area + begin + done * step, n = min(kRun, count - done);
                 pack_rows(q + token * a.q_stride_n, step * a.q_stride_n, n, a.head_dim, q_rows, D);
-                columns_product(grad_row(p, bh, token) + axis.entry, step * p.g.stride_n, axis.keys, q_rows, D, n, sums,
-                                D, D);
+                columns_product<T>(grad_row(p, bh, token) + axis.entry, step * p.g.stride_n, axis.keys, q_rows, D, n,
+                                   sums, D, D);
             }
     }
     for (int64_t key = 0; key < axis.keys; ++key)

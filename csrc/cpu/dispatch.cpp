@@ -117,3 +117,8 @@ MVIT_EXPORT const char *mvit_kernels_cpu_levels() {
     static const std::string list = mvit::cpu::names(false);
     return list.c_str();
 }
+
+// For benchmarks: multiply-adds of a dtype (0 float32, 1 bfloat16) that this call has done, on the calling thread.
+MVIT_EXPORT int64_t mvit_kernels_cpu_multiply_adds(int32_t dtype, int64_t rounds) {
+    return mvit::cpu::kernels().multiply_add_peak(mvit::DType(dtype), rounds);
+}

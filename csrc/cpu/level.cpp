@@ -21,6 +21,7 @@ const Kernels kernels = {
     decomposed_rel_pos_backward,
     pooling_attention_backward_scratch,
     pooling_attention_backward,
+    multiply_add_peak,
     linear_scratch,
     linear,
     layer_norm_scratch,

@@ -21,6 +21,7 @@ int64_t decomposed_rel_pos_backward_scratch(const RelPosBackwardProblem &, int64
 void decomposed_rel_pos_backward(const RelPosBackwardProblem &, void *scratch, const ParallelFor &);
 int64_t pooling_attention_backward_scratch(const AttentionBackwardProblem &, int64_t threads);
 void pooling_attention_backward(const AttentionBackwardProblem &, void *scratch, const ParallelFor &);
+int64_t multiply_add_peak(DType, int64_t rounds);
 int64_t linear_scratch(const LinearProblem &, int64_t threads);
 void linear(const LinearProblem &, void *scratch, const ParallelFor &);
 int64_t layer_norm_scratch(const LayerNormProblem &, int64_t threads);

@@ -8,6 +8,7 @@
 //   pack       per (batch, head), once: k and v into panels, lanes = keys, and k into rows, lanes = head dim
 //   group      up to kGroupRows queries against all keys. P and dP of one group are held in L2, a panel of keys after
 //              the other, [panel][row][kPanel]; the row sums need them all before the first dS is known
+//   bfloat16   with AVX512-BF16 all five products take pairs; P and dS are rounded to bfloat16 for the last three
 //   chunk      a run of groups of one (batch, head), summing dk and dv. One chunk where there are heads enough for the
 //              threads; else the sums of several are added in their order, so that a result depends on the number of
 //              threads alone
@@ -29,7 +30,8 @@ constexpr int64_t kChunkRows = 96;         // fewer queries are not worth a chun
 template <class T> struct Plan {
     AttentionBackwardProblem g;
     bool needs_ds;
-    int64_t padded_dim, panels;
+    int64_t pair; // kPair of the storage type: elements of the products hold so many along what is summed over
+    int64_t pack_dim, padded_dim, panels;
     int64_t heads;                              // of the whole batch
     int64_t blocks, blocks_per_chunk, chunks;   // of a head; a block is kRows queries
     int64_t group_blocks;                       // blocks per group
@@ -40,12 +42,12 @@ template <class T> struct Plan {
 
 // k and v as the products read them.
 template <class T> struct Keys {
-    T *k_panels, *v_panels; // [panels][D][kPanel]
-    T *k_rows;              // [Nk][padded D]
+    T *k_panels, *v_panels; // [panels][pack_dim][kPanel]
+    T *k_rows;              // [Nk / pair][padded D]
     Keys(const Plan<T> &p, Arena &arena) {
-        k_panels = arena.take<T>(p.panels * p.g.forward.head_dim * kPanel<T>);
-        v_panels = arena.take<T>(p.needs_ds ? p.panels * p.g.forward.head_dim * kPanel<T> : 0);
-        k_rows = arena.take<T>(p.g.q ? p.g.forward.keys * p.padded_dim : 0);
+        k_panels = arena.take<T>(p.panels * p.pack_dim * kPanel<T>);
+        v_panels = arena.take<T>(p.needs_ds ? p.panels * p.pack_dim * kPanel<T> : 0);
+        k_rows = arena.take<T>(p.g.q ? ceil_div(p.g.forward.keys, p.pair) * p.padded_dim : 0);
     }
 };
 
@@ -60,11 +62,15 @@ template <class T> struct Sums {
 
 // What a worker needs for a group.
 template <class T> struct Buffers {
-    T *q_panels, *grad_panels;     // [block][D][kRowLanes]
-    T *q_rows, *grad_rows, *q_sum; // [row][padded D]; q_sum: dq / scale
-    T *p, *ds;                     // [panel][row][kPanel]; ds holds dP first
-    T *lse, *delta, *inverse;      // [row]; inverse: 1 / sum of P
-    T *sums, *products;            // [row][lanes]: of P, of P * dP
+    T *q_panels, *grad_panels; // [block][pack_dim][kRowLanes]
+    T *q_rows, *grad_rows;     // [row / pair][padded D]
+    T *q_sum;                  // [row][padded D]: dq / scale
+    T *p, *ds;                 // [panel][row][kPanel]; ds holds dP first
+    T *lse, *delta, *inverse;  // [row]; inverse: 1 / sum of P
+    T *sums, *products;        // [row][lanes]: of P, of P * dP
+    // For pairs, of one panel: P and dS by pairs of rows, [row / 2][kPanel], and dS by pairs of keys, [row][kPanel /
+    // 2].
+    T *row_pairs_p, *row_pairs_ds, *key_pairs_ds;
     // With rel_pos, [row][..]: a row of keys, first its bias, then its dS; and sums or terms of it, Kh*Kw and Kw of
     // them.
     T *lines, *planes, *plane_w;
@@ -73,8 +79,8 @@ template <class T> struct Buffers {
         constexpr int64_t W = lanes<T>;
         const AttentionProblem &a = p.g.forward;
         const int64_t rows = p.group_blocks * kRows, scores = p.panels * rows * kPanel<T>;
-        q_panels = arena.take<T>(p.group_blocks * a.head_dim * kRowLanes<T>);
-        grad_panels = arena.take<T>(p.group_blocks * a.head_dim * kRowLanes<T>);
+        q_panels = arena.take<T>(p.group_blocks * p.pack_dim * kRowLanes<T>);
+        grad_panels = arena.take<T>(p.group_blocks * p.pack_dim * kRowLanes<T>);
         q_rows = arena.take<T>(rows * p.padded_dim);
         grad_rows = arena.take<T>(rows * p.padded_dim);
         q_sum = arena.take<T>(rows * p.padded_dim);
@@ -85,6 +91,10 @@ template <class T> struct Buffers {
         inverse = arena.take<T>(rows);
         sums = arena.take<T>(rows * W);
         products = arena.take<T>(rows * W);
+        const int64_t pairs = p.pair == 1 ? 0 : rows / 2 * kPanel<T>;
+        row_pairs_p = arena.take<T>(pairs);
+        row_pairs_ds = arena.take<T>(pairs);
+        key_pairs_ds = arena.take<T>(pairs);
         line_stride = a.rel_pos ? p.panels * kPanel<T> + W : 0; // whole vectors are written, from any key on
         plane_stride = a.rel_pos ? round_up(a.grid_k.h * a.grid_k.w, W) + W : 0;
         lines = arena.take<T>(rows * line_stride);
@@ -99,11 +109,14 @@ template <class T, template <class> class Piece> int64_t bytes_of(const Plan<T> 
     return arena.used();
 }
 
-template <class T> Plan<T> plan(const AttentionBackwardProblem &g, int64_t threads, Arena &arena) {
+template <class S> Plan<accumulator<S>> plan(const AttentionBackwardProblem &g, int64_t threads, Arena &arena) {
+    using T = accumulator<S>;
     const AttentionProblem &a = g.forward;
     Plan<T> p = {};
     p.g = g;
     p.needs_ds = g.q || g.k || g.rel_pos;
+    p.pair = kPair<S>;
+    p.pack_dim = ceil_div(a.head_dim, p.pair);
     p.padded_dim = round_up(a.head_dim, lanes<T>);
     p.panels = ceil_div(a.keys, kPanel<T>);
     p.heads = a.batch * a.heads;
@@ -150,14 +163,14 @@ void pack_keys(const Plan<accumulator<S>> &p, int64_t head, int64_t panel, const
     using T = accumulator<S>;
     const AttentionProblem &a = p.g.forward;
     const int64_t batch = head / a.heads, h = head % a.heads;
-    const int64_t key = panel * kPanel<T>, count = min(kPanel<T>, a.keys - key), at = panel * a.head_dim * kPanel<T>;
+    const int64_t key = panel * kPanel<T>, count = min(kPanel<T>, a.keys - key), at = panel * p.pack_dim * kPanel<T>;
     const S *const k = static_cast<const S *>(a.k) + batch * a.k_stride_b + h * a.k_stride_h + key * a.k_stride_n;
     const S *const v = static_cast<const S *>(a.v) + batch * a.v_stride_b + h * a.v_stride_h + key * a.v_stride_n;
-    pack_panel(k, a.k_stride_n, count, a.head_dim, T(1), keys.k_panels + at, kPanel<T>);
+    pack_product_panel(k, a.k_stride_n, count, a.head_dim, T(1), keys.k_panels + at, kPanel<T>);
     if (p.needs_ds)
-        pack_panel(v, a.v_stride_n, count, a.head_dim, T(1), keys.v_panels + at, kPanel<T>);
+        pack_product_panel(v, a.v_stride_n, count, a.head_dim, T(1), keys.v_panels + at, kPanel<T>);
     if (p.g.q)
-        pack_rows(k, a.k_stride_n, count, a.head_dim, keys.k_rows + key * p.padded_dim, p.padded_dim);
+        pack_product_rows(k, a.k_stride_n, count, a.head_dim, keys.k_rows + key / p.pair * p.padded_dim, p.padded_dim);
 }
 
 // ---- Bias and its gradient, for one row of keys ----
@@ -245,15 +258,17 @@ void begin_group(const Plan<accumulator<S>> &p, const Group &group, const Buffer
                        group.query * a.q_stride_n;
     const S *const grad = static_cast<const S *>(p.g.grad_out) + group.batch * p.g.stride_b +
                           group.head * p.g.stride_h + group.query * p.g.stride_n;
-    const int64_t block_size = a.head_dim * kRowLanes<T>;
+    const int64_t block_size = p.pack_dim * kRowLanes<T>;
     for (int64_t r = 0; r < group.rows; r += kRows) {
         const int64_t rows = min(kRows, group.rows - r), at = r / kRows * block_size;
-        pack_panel(q + r * a.q_stride_n, a.q_stride_n, rows, a.head_dim, T(a.scale), b.q_panels + at, kRowLanes<T>);
+        pack_product_panel(q + r * a.q_stride_n, a.q_stride_n, rows, a.head_dim, T(a.scale), b.q_panels + at,
+                           kRowLanes<T>);
         if (p.needs_ds)
-            pack_panel(grad + r * p.g.stride_n, p.g.stride_n, rows, a.head_dim, T(1), b.grad_panels + at, kRowLanes<T>);
+            pack_product_panel(grad + r * p.g.stride_n, p.g.stride_n, rows, a.head_dim, T(1), b.grad_panels + at,
+                               kRowLanes<T>);
     }
-    pack_rows(q, a.q_stride_n, group.rows, a.head_dim, b.q_rows, p.padded_dim);
-    pack_rows(grad, p.g.stride_n, group.rows, a.head_dim, b.grad_rows, p.padded_dim);
+    pack_product_rows(q, a.q_stride_n, group.rows, a.head_dim, b.q_rows, p.padded_dim);
+    pack_product_rows(grad, p.g.stride_n, group.rows, a.head_dim, b.grad_rows, p.padded_dim);
 
     const int64_t first = (group.batch * a.heads + group.head) * a.queries + group.query;
     for (int64_t r = 0; r < group.rows; ++r) {
@@ -282,27 +297,28 @@ void begin_group(const Plan<accumulator<S>> &p, const Group &group, const Buffer
 }
 
 // P and dP of one panel of keys, and its part of rowsum(P * dP).
-template <class T>
+template <class S, class T = accumulator<S>>
 void first_pass(const Plan<T> &p, int64_t rows, int64_t panel, const Keys<T> &keys, const Buffers<T> &b) {
     constexpr int W = lanes<T>;
     const AttentionProblem &a = p.g.forward;
     const int64_t left = min(kPanel<T>, a.keys - panel * kPanel<T>), vectors = ceil_div(left, W);
-    const int64_t block_size = a.head_dim * kRowLanes<T>;
-    const T *const k = keys.k_panels + panel * a.head_dim * kPanel<T>;
-    const T *const v = keys.v_panels + panel * a.head_dim * kPanel<T>;
+    const int64_t block_size = p.pack_dim * kRowLanes<T>;
+    const T *const k = keys.k_panels + panel * p.pack_dim * kPanel<T>;
+    const T *const v = keys.v_panels + panel * p.pack_dim * kPanel<T>;
     for (int64_t r = 0; r < rows; r += kRows) {
         const T *const q = b.q_panels + r / kRows * block_size;
         const int64_t count = min(kRows, rows - r);
         if (a.rel_pos)
-            panel_product<T, true>(q, k, a.head_dim, row_of(p, b.p, panel, r),
-                                   b.lines + r * b.line_stride + panel * kPanel<T>, b.line_stride, count, vectors);
+            panel_product<S, true, T>(q, k, p.pack_dim, T(a.scale), row_of(p, b.p, panel, r),
+                                      b.lines + r * b.line_stride + panel * kPanel<T>, b.line_stride, count, vectors);
         else
-            panel_product<T, false>(q, k, a.head_dim, row_of(p, b.p, panel, r), nullptr, 0, count, vectors);
+            panel_product<S, false, T>(q, k, p.pack_dim, T(a.scale), row_of(p, b.p, panel, r), nullptr, 0, count,
+                                       vectors);
     }
     if (p.needs_ds)
         for (int64_t r = 0; r < rows; r += kRows)
-            panel_product<T, false>(b.grad_panels + r / kRows * block_size, v, a.head_dim, row_of(p, b.ds, panel, r),
-                                    nullptr, 0, min(kRows, rows - r), vectors);
+            panel_product<S, false, T>(b.grad_panels + r / kRows * block_size, v, p.pack_dim, T(1),
+                                       row_of(p, b.ds, panel, r), nullptr, 0, min(kRows, rows - r), vectors);
     const ivec<T> last = first_lanes<T>(int(left - (vectors - 1) * W));
     for (int64_t r = 0; r < rows; ++r) {
         T *const scores = row_of(p, b.p, panel, r);
@@ -326,22 +342,66 @@ template <class T> void between_passes(const Plan<T> &p, int64_t rows, const Buf
     for (int64_t r = 0; r < rows; ++r) {
         b.inverse[r] = T(1) / sum_lanes<T>(load(b.sums + r * lanes<T>));
         b.delta[r] += sum_lanes<T>(load(b.products + r * lanes<T>)) * b.inverse[r];
+        if (p.pair > 1)
+            continue;
         T *const grad = b.grad_rows + r * p.padded_dim; // for dv: instead of P
         for (int64_t c = 0; c < p.padded_dim; c += lanes<T>)
             store(grad + c, load(grad + c) * b.inverse[r]);
     }
 }
 
+#if defined(__AVX512BF16__)
+// P and dS of rows r and r + 1 of one panel, rounded, as the last three products of second_pass take them.
+void round_pairs(const Plan<float> &p, int64_t rows, int64_t r, int64_t panel, int64_t left, const Buffers<float> &b) {
+    constexpr int W = lanes<float>;
+    constexpr int64_t P = kPanel<float>;
+    const float *const probabilities = row_of(p, b.p, panel, r), *const gradients = row_of(p, b.ds, panel, r);
+    for (int64_t i = 0; i < left; i += W) {
+        halves weight[2] = {}, ds[2] = {};
+        for (int64_t j = 0; j < min(2, rows - r); ++j) {
+            const vec<float> normal = load(probabilities + j * P + i) * b.inverse[r + j];
+            weight[j] = round_to_bf16(normal);
+            if (!p.needs_ds)
+                continue;
+            vec<float> d = normal * (load(gradients + j * P + i) - b.delta[r + j]);
+            if (left - i < W)
+                d = first_lanes<float>(int(left - i)) ? d : vec<float>{};
+            ds[j] = round_to_bf16(d);
+            store_halves(b.key_pairs_ds + ((r + j) * P + i) / 2, ds[j]);
+            if (p.g.rel_pos)
+                store(b.lines + (r + j) * b.line_stride + panel * P + i, d);
+        }
+        store(b.row_pairs_p + r / 2 * P + i, interleave(weight[0], weight[1]));
+        store(b.row_pairs_ds + r / 2 * P + i, interleave(ds[0], ds[1]));
+    }
+}
+#endif
+
 // dS of one panel of keys and what it adds to dq, dk and dv.
-template <class T>
+template <class S, class T = accumulator<S>>
 void second_pass(const Plan<T> &p, int64_t rows, int64_t panel, const Keys<T> &keys, const Sums<T> &sums,
                  const Buffers<T> &b) {
     constexpr int W = lanes<T>;
     const int64_t key = panel * kPanel<T>, left = min(kPanel<T>, p.g.forward.keys - key), D = p.padded_dim;
+#if defined(__AVX512BF16__)
+    if constexpr (kPair<S> == 2) {
+        for (int64_t r = 0; r < rows; r += 2)
+            round_pairs(p, rows, r, panel, left, b);
+        const int64_t row_pairs = ceil_div(rows, 2);
+        if (p.g.v)
+            columns_product<S>(b.row_pairs_p, kPanel<T>, left, b.grad_rows, D, row_pairs, sums.v + key * D, D, D);
+        if (p.g.k)
+            columns_product<S>(b.row_pairs_ds, kPanel<T>, left, b.q_rows, D, row_pairs, sums.k + key * D, D, D);
+        if (p.g.q)
+            rows_product<S>(b.key_pairs_ds, kPanel<T> / 2, rows, keys.k_rows + key / 2 * D, D, ceil_div(left, 2),
+                            b.q_sum, D, D);
+        return;
+    }
+#endif
     const T *const probabilities = row_of(p, b.p, panel, 0);
     T *const ds = row_of(p, b.ds, panel, 0);
     if (p.g.v)
-        columns_product(probabilities, kPanel<T>, left, b.grad_rows, D, rows, sums.v + key * D, D, D);
+        columns_product<S>(probabilities, kPanel<T>, left, b.grad_rows, D, rows, sums.v + key * D, D, D);
     if (!p.needs_ds)
         return;
     for (int64_t r = 0; r < rows; ++r)
@@ -353,9 +413,9 @@ void second_pass(const Plan<T> &p, int64_t rows, int64_t panel, const Keys<T> &k
                 store(b.lines + r * b.line_stride + key + i, d);
         }
     if (p.g.k)
-        columns_product(ds, kPanel<T>, left, b.q_rows, D, rows, sums.k + key * D, D, D);
+        columns_product<S>(ds, kPanel<T>, left, b.q_rows, D, rows, sums.k + key * D, D, D);
     if (p.g.q)
-        rows_product(ds, kPanel<T>, rows, keys.k_rows + key * D, D, left, b.q_sum, D, D);
+        rows_product<S>(ds, kPanel<T>, rows, keys.k_rows + key * D, D, left, b.q_sum, D, D);
 }
 
 template <class S> void end_group(const Plan<accumulator<S>> &p, const Group &group, const Buffers<accumulator<S>> &b) {
@@ -423,10 +483,10 @@ template <class S> void run_chunk(const Plan<accumulator<S>> &p, int64_t task, i
         const Group group = {head / a.heads, head % a.heads, query, min(group_rows, end - query)};
         begin_group<S>(p, group, b);
         for (int64_t panel = 0; panel < p.panels; ++panel)
-            first_pass(p, group.rows, panel, keys, b);
+            first_pass<S>(p, group.rows, panel, keys, b);
         between_passes(p, group.rows, b);
         for (int64_t panel = 0; panel < p.panels; ++panel)
-            second_pass(p, group.rows, panel, keys, sums, b);
+            second_pass<S>(p, group.rows, panel, keys, sums, b);
         end_group<S>(p, group, b);
     }
     if (alone) {
@@ -461,7 +521,7 @@ template <class S> void add_chunks(const Plan<accumulator<S>> &p, int64_t head, 
 template <class S> void run(const AttentionBackwardProblem &problem, void *scratch, const ParallelFor &parallel) {
     using T = accumulator<S>;
     Arena arena(scratch);
-    const Plan<T> p = plan<T>(problem, parallel.threads, arena);
+    const Plan<T> p = plan<S>(problem, parallel.threads, arena);
     const int64_t panels = p.heads * p.panels;
     const double elements = double(p.heads * problem.forward.keys) * double(problem.forward.head_dim);
     if (p.chunks > 1)
@@ -480,7 +540,7 @@ template <class S> void run(const AttentionBackwardProblem &problem, void *scrat
 int64_t pooling_attention_backward_scratch(const AttentionBackwardProblem &problem, int64_t threads) {
     return with_storage(problem.forward.dtype, [&](auto storage) {
         Arena arena(nullptr);
-        plan<accumulator<decltype(storage)>>(problem, threads, arena);
+        plan<decltype(storage)>(problem, threads, arena);
         return arena.used();
     });
 }

@@ -3,10 +3,13 @@
 //   panel     lanes = keys: rows of the head dim with a panel of keys, both transposed by pack_panel
 //   rows      lanes = head dim: sums over keys, each key's row of the head dim weighted by one number per row
 //   columns   lanes = head dim: the transposed product, sums over rows for each key
+//
+// What is summed over counts elements of kPair (pairs.h): of the head dim for panels, of keys for rows, of rows for
+// columns.
 #pragma once
 
 #include "common/grid.h"
-#include "cpu/simd.h"
+#include "cpu/pairs.h"
 
 namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
 
@@ -32,9 +35,10 @@ template <int N, class F> MVIT_INLINE void with_constant(int64_t n, const F &f) 
     f(std::integral_constant<int, N>{});
 }
 
-// to[r][0 .. V vectors) = sum over d of q[d][r] * k[d][...] (+ bias[r][...] if kBias), rows of `to` kPanel apart.
-template <class T, int R, int V, bool kBias>
-void panel_block(const T *q, const T *k, int64_t head_dim, T *to, const T *bias, int64_t bias_stride) {
+// to[r][0 .. V vectors) = sum over d of q[d][r] * k[d][...] (+ bias[r][...] if kBias), rows of `to` kPanel apart. Only
+// pairs, which can't be packed with it, are multiplied by `scale`.
+template <class S, int R, int V, bool kBias, class T = accumulator<S>>
+void panel_block(const T *q, const T *k, int64_t pack_dim, T scale, T *to, const T *bias, int64_t bias_stride) {
     constexpr int W = lanes<T>;
     vec<T> acc[R][V];
 #pragma GCC unroll 16
@@ -42,7 +46,7 @@ void panel_block(const T *q, const T *k, int64_t head_dim, T *to, const T *bias,
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
             acc[r][v] = vec<T>{};
-    for (int64_t d = 0; d < head_dim; ++d, q += kRowLanes<T>, k += kPanel<T>) {
+    for (int64_t d = 0; d < pack_dim; ++d, q += kRowLanes<T>, k += kPanel<T>) {
         vec<T> keys[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
@@ -51,7 +55,14 @@ void panel_block(const T *q, const T *k, int64_t head_dim, T *to, const T *bias,
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
-                acc[r][v] += keys[v] * q[r];
+                multiply_add<S>(acc[r][v], keys[v], q[r]);
+    }
+    if constexpr (kPair<S> > 1) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                acc[r][v] *= scale;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -62,22 +73,22 @@ void panel_block(const T *q, const T *k, int64_t head_dim, T *to, const T *bias,
 
 // The same for 1 <= rows <= kRows and 1 <= vectors <= kPanelVectors; rows up to the next block size are read and
 // written.
-template <class T, bool kBias>
-void panel_product(const T *q, const T *k, int64_t head_dim, T *to, const T *bias, int64_t bias_stride, int64_t rows,
-                   int64_t vectors) {
+template <class S, bool kBias, class T = accumulator<S>>
+void panel_product(const T *q, const T *k, int64_t pack_dim, T scale, T *to, const T *bias, int64_t bias_stride,
+                   int64_t rows, int64_t vectors) {
     with_constant<kPanelVectors>(vectors, [&](auto v) {
         if (rows > 2 * kRows / 3)
-            panel_block<T, kRows, v, kBias>(q, k, head_dim, to, bias, bias_stride);
+            panel_block<S, kRows, v, kBias>(q, k, pack_dim, scale, to, bias, bias_stride);
         else if (rows > kRows / 3)
-            panel_block<T, 2 * kRows / 3, v, kBias>(q, k, head_dim, to, bias, bias_stride);
+            panel_block<S, 2 * kRows / 3, v, kBias>(q, k, pack_dim, scale, to, bias, bias_stride);
         else
-            panel_block<T, kRows / 3, v, kBias>(q, k, head_dim, to, bias, bias_stride);
+            panel_block<S, kRows / 3, v, kBias>(q, k, pack_dim, scale, to, bias, bias_stride);
     });
 }
 
 // sums[r][0 .. V vectors) += sum over keys of p[r][key] * x[key][...]. Starting from zero and adding once at the end
 // keeps the rounding of a long sum that of its parts.
-template <class T, int R, int V>
+template <class S, int R, int V, class T = accumulator<S>>
 void rows_block(const T *p, int64_t p_stride, const T *x, int64_t x_stride, int64_t keys, T *sums,
                 int64_t sums_stride) {
     constexpr int W = lanes<T>;
@@ -96,7 +107,7 @@ void rows_block(const T *p, int64_t p_stride, const T *x, int64_t x_stride, int6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int c = 0; c < V; ++c)
-                acc[r][c] += values[c] * p[r * p_stride];
+                multiply_add<S>(acc[r][c], values[c], p[r * p_stride]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -106,7 +117,7 @@ void rows_block(const T *p, int64_t p_stride, const T *x, int64_t x_stride, int6
 }
 
 // sums[j][0 .. V vectors) += sum over rows of p[row][j] * x[row][...], j < K.
-template <class T, int K, int V>
+template <class S, int K, int V, class T = accumulator<S>>
 void columns_block(const T *p, int64_t p_stride, const T *x, int64_t x_stride, int64_t rows, T *sums,
                    int64_t sums_stride) {
     constexpr int W = lanes<T>;
@@ -125,7 +136,7 @@ void columns_block(const T *p, int64_t p_stride, const T *x, int64_t x_stride, i
         for (int j = 0; j < K; ++j)
 #pragma GCC unroll 8
             for (int c = 0; c < V; ++c)
-                acc[j][c] += values[c] * p[j];
+                multiply_add<S>(acc[j][c], values[c], p[j]);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < K; ++j)
@@ -144,28 +155,28 @@ template <class F> MVIT_INLINE void for_each_column_block(int64_t vectors, const
 }
 
 // sums[r][...] += sum over keys of p[r][key] * x[key][...] for any number of rows; rows of x and sums in whole vectors.
-template <class T>
+template <class S, class T = accumulator<S>>
 void rows_product(const T *p, int64_t p_stride, int64_t rows, const T *x, int64_t x_stride, int64_t keys, T *sums,
                   int64_t sums_stride, int64_t padded_dim) {
     for_each_column_block(padded_dim / lanes<T>, [&](int64_t first, auto count) {
         const int64_t c = first * lanes<T>;
         for (int64_t r = 0; r < rows; r += kSumRows)
             with_constant<kSumRows>(min(kSumRows, rows - r), [&](auto block_rows) {
-                rows_block<T, block_rows, count>(p + r * p_stride, p_stride, x + c, x_stride, keys,
+                rows_block<S, block_rows, count>(p + r * p_stride, p_stride, x + c, x_stride, keys,
                                                  sums + r * sums_stride + c, sums_stride);
             });
     });
 }
 
 // sums[key][...] += sum over rows of p[row][key] * x[row][...] for any number of keys.
-template <class T>
+template <class S, class T = accumulator<S>>
 void columns_product(const T *p, int64_t p_stride, int64_t keys, const T *x, int64_t x_stride, int64_t rows, T *sums,
                      int64_t sums_stride, int64_t padded_dim) {
     for_each_column_block(padded_dim / lanes<T>, [&](int64_t first, auto count) {
         const int64_t c = first * lanes<T>;
         for (int64_t key = 0; key < keys; key += kSumRows)
             with_constant<kSumRows>(min(kSumRows, keys - key), [&](auto block_keys) {
-                columns_block<T, block_keys, count>(p + key, p_stride, x + c, x_stride, rows,
+                columns_block<S, block_keys, count>(p + key, p_stride, x + c, x_stride, rows,
                                                     sums + key * sums_stride + c, sums_stride);
             });
     });
