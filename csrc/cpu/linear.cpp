@@ -191,23 +191,44 @@ void product_block(const accumulator<S> *x, int64_t stride, const accumulator<S>
             store(tile + r * kPanel<T> + v * L, acc[r][v]);
 }
 
-// Bias, activation and residual on a tile of `rows` x `outputs`.
+// Bias, activation and residual on a tile of `rows` x `outputs`; kWhole where these are all of a panel.
+template <class O, class T, bool kGelu, bool kResidual, bool kWhole>
+void finish_rows(const T *tile, int64_t rows, int64_t outputs, const T *bias, const O *residual,
+                 int64_t residual_stride, O *y, int64_t y_stride) {
+    constexpr int L = lanes<T>;
+    vec<T> b[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v)
+        b[v] = load(bias + v * L);
+    for (int64_t r = 0; r < rows; ++r, tile += kPanel<T>, residual += residual_stride, y += y_stride) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v) {
+            const int64_t n = outputs - v * L;
+            if (!kWhole && n < 1)
+                break;
+            vec<T> value = load(tile + v * L) + b[v];
+            if constexpr (kGelu)
+                value = gelu(value);
+            if constexpr (kResidual)
+                value += kWhole ? load(residual + v * L) : load_first(residual + v * L, n);
+            if constexpr (kWhole)
+                store(y + v * L, value);
+            else
+                store_first(y + v * L, value, n);
+        }
+    }
+}
+
 template <class O, class T>
 void finish_tile(const T *tile, int64_t rows, int64_t outputs, const T *bias, Activation activation, const O *residual,
                  int64_t residual_stride, O *y, int64_t y_stride) {
-    constexpr int L = lanes<T>;
-    for (int64_t c = 0; c < outputs; c += L) {
-        const int64_t n = outputs - c;
-        const vec<T> b = load(bias + c);
-        for (int64_t r = 0; r < rows; ++r) {
-            vec<T> value = load(tile + r * kPanel<T> + c) + b;
-            if (activation == Activation::gelu)
-                value = gelu(value);
-            if (residual)
-                value += load_first(residual + r * residual_stride + c, n);
-            store_first(y + r * y_stride + c, value, n);
-        }
-    }
+    const auto with = [](bool value, const auto &f) { value ? f(std::true_type{}) : f(std::false_type{}); };
+    with(activation == Activation::gelu, [&](auto gelu) {
+        with(residual != nullptr, [&](auto adds) {
+            with(outputs >= kPanel<T>, [&](auto whole) {
+                finish_rows<O, T, gelu, adds, whole>(tile, rows, outputs, bias, residual, residual_stride, y, y_stride);
+            });
+        });
+    });
 }
 
 // ---- One call ----
