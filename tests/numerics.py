@@ -51,6 +51,9 @@ def _rms(x: Tensor) -> float:
 class Guarded:
     """Random tensors inside NaN-filled buffers: offset, strided like slices of a fused projection, unit last stride."""
 
+    margin = 67
+    """Elements before and after each tensor: odd, so that nothing is aligned."""
+
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.buffers: list[tuple[Tensor, Tensor]] = []
@@ -60,12 +63,12 @@ class Guarded:
         values = (scale * torch.randn(*shape, generator=self.generator, dtype=torch.float64)).to(dtype)
         if len(shape) == 4:
             batch, heads, tokens, dim = shape
-            buffer = torch.full((batch * tokens * 3 * heads * dim + 2 * 67,), torch.nan, dtype=dtype)
-            fused = buffer[67 : buffer.numel() - 67].view(batch, tokens, 3, heads, dim)
+            buffer = torch.full((batch * tokens * 3 * heads * dim + 2 * self.margin,), torch.nan, dtype=dtype)
+            fused = buffer[self.margin : buffer.numel() - self.margin].view(batch, tokens, 3, heads, dim)
             view = fused[:, :, 1].transpose(1, 2)
         else:
-            buffer = torch.full((values.numel() + 2 * 67,), torch.nan, dtype=dtype)
-            view = buffer[67 : 67 + values.numel()].view(shape)
+            buffer = torch.full((values.numel() + 2 * self.margin,), torch.nan, dtype=dtype)
+            view = buffer[self.margin : self.margin + values.numel()].view(shape)
         view.copy_(values)
         self.buffers.append((buffer, buffer.clone()))
         return view

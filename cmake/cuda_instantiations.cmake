@@ -1,0 +1,18 @@
+# The instantiations of the CUDA kernels, one source file each, written into the build tree.
+#
+# Sets MVIT_CUDA_INSTANTIATIONS to the files, with the extension given: cu for nvcc, cpp for the emulation.
+
+set(MVIT_ATTENTION_TYPES f16 bf16)
+set(MVIT_ATTENTION_DIMS 48 64 80 96 128) # as in csrc/common/attention_tiles.h
+
+function(mvit_cuda_instantiations extension)
+  set(files)
+  foreach(TYPE IN LISTS MVIT_ATTENTION_TYPES)
+    foreach(DIM IN LISTS MVIT_ATTENTION_DIMS)
+      set(file "${CMAKE_BINARY_DIR}/instantiations/pooling_attention_${TYPE}_${DIM}.${extension}")
+      configure_file("${MVIT_CSRC}/cuda/instantiations/pooling_attention.in" "${file}" @ONLY)
+      list(APPEND files "${file}")
+    endforeach()
+  endforeach()
+  set(MVIT_CUDA_INSTANTIATIONS ${files} PARENT_SCOPE)
+endfunction()

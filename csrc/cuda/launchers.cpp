@@ -1,0 +1,37 @@
+#include "cuda/launchers.h"
+#include "cuda/primitives/numbers.h"
+
+namespace mvit::cuda {
+namespace {
+
+template <class T> const char *attention_of_type(const AttentionProblem &p, Stream stream) {
+    switch (attention_dim(p.head_dim)) {
+    case 48:
+        return launch_pooling_attention<T, 48>(p, stream);
+    case 64:
+        return launch_pooling_attention<T, 64>(p, stream);
+    case 80:
+        return launch_pooling_attention<T, 80>(p, stream);
+    case 96:
+        return launch_pooling_attention<T, 96>(p, stream);
+    case 128:
+        return launch_pooling_attention<T, 128>(p, stream);
+    default:
+        return "no kernel for this head dim";
+    }
+}
+
+} // namespace
+
+const char *pooling_attention_forward(const AttentionProblem &p, Stream stream) {
+    switch (p.dtype) {
+    case DType::f16:
+        return attention_of_type<f16>(p, stream);
+    case DType::bf16:
+        return attention_of_type<bf16>(p, stream);
+    default:
+        return "no kernel for this dtype";
+    }
+}
+
+} // namespace mvit::cuda

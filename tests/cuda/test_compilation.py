@@ -1,0 +1,45 @@
+"""What nvcc makes of the CUDA kernels, for a few of them: `python tools/cuda_resources.py` shows all."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+
+from tests.cuda.conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("cuda_resources", ROOT / "tools" / "cuda_resources.py")
+assert spec is not None and spec.loader is not None
+cuda_resources = importlib.util.module_from_spec(spec)
+sys.modules["cuda_resources"] = cuda_resources
+spec.loader.exec_module(cuda_resources)
+
+pytestmark = pytest.mark.skipif(
+    cuda_resources.find_nvcc() is None or cuda_resources.find_nvdisasm() is None,
+    reason="nvcc or nvdisasm is not installed: the CUDA kernels are not compiled",
+)
+BUDGET = dict(cuda_resources.KERNELS)
+
+
+@pytest.mark.parametrize("architecture", ["80", "120"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["pooling_attention<bf16, 96, true>", "pooling_attention<bf16, 96, false>", "pooling_attention<f16, 128, true>"],
+)
+def test_kernel_stays_in_registers_and_uses_tensor_cores(kernel, architecture) -> None:
+    resources = cuda_resources.compile_kernel(kernel, architecture, BUDGET[kernel])
+    assert resources.problems() == []
+    assert resources.wide_loads > 0
+    assert resources.loop["tensor"] == resources.hmma, "every tensor-core instruction is in the main loop"
+
+
+def test_head_dims_of_the_table_are_those_of_the_heuristics(emulation) -> None:
+    assert emulation.attention_dims() == list(cuda_resources.ATTENTION_REGISTERS)
+    cmake = (ROOT / "cmake" / "cuda_instantiations.cmake").read_text()
+    assert f"MVIT_ATTENTION_DIMS {' '.join(map(str, emulation.attention_dims()))})" in cmake
+
+
+@pytest.mark.parametrize(("head_dim", "dim"), [(8, 48), (48, 48), (64, 64), (72, 80), (96, 96), (104, 128), (129, 0)])
+def test_head_dim_is_padded_to_the_next_compiled_one(emulation, head_dim, dim) -> None:
+    assert emulation.attention_dim(head_dim) == dim

@@ -1,0 +1,100 @@
+"""The CUDA pooling_attention kernel, run by the emulation, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mvit_kernels import reference
+from tests.cuda.emulated import Aligned, pooling_attention
+from tests.numerics import assert_within_rule, double
+from tests.ops.attention_cases import AttentionCase
+
+DTYPES = [torch.float16, torch.bfloat16]
+
+CASES = [
+    AttentionCase((1, 1, 1), (1, 1, 1), has_cls=False, rel_pos=False, heads=1),
+    AttentionCase((1, 1, 1), (1, 1, 1), heads=1),
+    AttentionCase((2, 7, 7), (2, 7, 7)),
+    AttentionCase((1, 3, 5), (1, 13, 11), head_dim=80, residual="all"),
+    AttentionCase((1, 8, 9), (1, 5, 5), head_dim=72, has_cls=False, residual="all", batch=2),
+    AttentionCase((1, 7, 7), (1, 13, 17), head_dim=64, residual="none"),
+    AttentionCase((3, 5, 7), (1, 2, 2), head_dim=48, rel_pos=False),
+    AttentionCase((1, 6, 6), (1, 8, 8), head_dim=128, has_cls=False, residual="none", rel_pos=False),
+    AttentionCase((1, 6, 6), (2, 7, 11), head_dim=128, heads=1),
+    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=8, heads=3),
+    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=104, heads=1),
+    AttentionCase((2, 3, 3), (2, 3, 3), batch=0),
+]
+
+PUBLISHED = [
+    AttentionCase((1, 8, 9), (8, 7, 7), heads=1, rel_pos=False),  # MViTv1-B blocks 0 and 4 to 12: Nk = 393
+    AttentionCase((1, 5, 8), (8, 7, 7), heads=1),  # MViTv2-S
+    AttentionCase((1, 6, 6), (1, 7, 7), head_dim=72, has_cls=False, residual="all"),  # MViTv2-L, image
+]
+
+
+def check(emulation, case: AttentionCase, dtype: torch.dtype, seed: int = 0, **options: object) -> None:
+    make = Aligned(seed)
+    inputs, keywords = case.inputs(make, dtype), {**case.options, **options}
+    out, lse = pooling_attention(emulation, **inputs, **keywords, seed=seed)
+    make.assert_untouched()
+    eager, eager_lse = reference.pooling_attention(**inputs, **keywords)
+    exact = dict(zip(inputs, double(list(inputs.values())), strict=True))
+    oracle, oracle_lse = reference.pooling_attention(**exact, **keywords)
+    assert_within_rule(out, eager, oracle)
+    assert_within_rule(lse, eager_lse, oracle_lse, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES + PUBLISHED, ids=str)
+def test_attention_matches_float64(emulation, case, dtype) -> None:
+    check(emulation, case, dtype)
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_attention_matches_float64_in_every_order_of_threads(emulation, seed) -> None:
+    check(emulation, AttentionCase((1, 8, 9), (2, 7, 7), heads=1), torch.bfloat16, seed)
+
+
+@pytest.mark.parametrize("num_k", [1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 192, 193])
+def test_attention_matches_float64_at_every_tail_of_a_key_tile(emulation, num_k) -> None:
+    case = AttentionCase((1, 3, 5), (1, 1, num_k), heads=1, head_dim=48, has_cls=False, rel_pos=num_k % 2 == 0)
+    check(emulation, case, torch.float16)
+
+
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 3.0])
+def test_any_scale_is_right(emulation, scale, rel_pos) -> None:
+    check(emulation, AttentionCase((1, 3, 5), (1, 9, 9), heads=1, rel_pos=rel_pos), torch.float16, scale=scale)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["q", "k", "v", "rel_pos"])
+def test_nan_and_infinity_propagate_as_in_eager(emulation, where, bad) -> None:
+    case = AttentionCase((1, 3, 5), (1, 1, 150), heads=1, head_dim=16, has_cls=False)
+    inputs = case.inputs(Aligned(), torch.bfloat16)
+    tensor = inputs[where]
+    tensor[0, 0, min(7, tensor.shape[2] - 1), 3] = bad
+    out, _ = pooling_attention(emulation, **inputs, **case.options)
+    expected, _ = reference.pooling_attention(**inputs, **case.options)
+    assert torch.equal(out.isnan(), expected.isnan())
+    torch.testing.assert_close(out, expected, equal_nan=True, rtol=0.05, atol=0.05)
+
+
+def test_large_scores_do_not_overflow(emulation) -> None:
+    case = AttentionCase((1, 3, 3), (1, 10, 10), heads=1, has_cls=False, rel_pos=False, residual="none")
+    inputs = {name: t if t is None else 100 * t for name, t in case.inputs(Aligned(), torch.bfloat16).items()}
+    out, _ = pooling_attention(emulation, **inputs, **case.options)
+    exact = dict(zip(inputs, double(list(inputs.values())), strict=True))
+    oracle, _ = reference.pooling_attention(**exact, **case.options)
+    torch.testing.assert_close(out.double(), oracle, rtol=2e-2, atol=1)
+
+
+def test_misaligned_rows_are_an_error_of_the_emulation(emulation) -> None:
+    q = torch.zeros(1, 1, 9, 48, dtype=torch.float16)
+    odd = torch.zeros(1, 1, 9, 52, dtype=torch.float16)[..., 1:49]
+    with pytest.raises(emulation.Error, match="misaligned"):
+        pooling_attention(
+            emulation, odd, q, q, rel_pos=None, grid_k=(1, 3, 3), scale=1.0, has_cls=False, residual="none"
+        )

@@ -1,0 +1,193 @@
+"""What nvcc makes of the CUDA kernels: registers, spills, tensor-core instructions, and the mix of the main loop.
+
+    python tools/cuda_resources.py                     every kernel, every architecture
+    python tools/cuda_resources.py --arch 80 --kernel 'bf16, 96'
+
+Static analysis: nothing is run and no GPU is needed. Needs nvcc on PATH or in CUDA_HOME, and nvdisasm, which Triton's
+wheel brings. Exits with 1 where a kernel spills, uses local memory, is over its budget or has no HMMA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = ("80", "90", "100", "120")
+
+ATTENTION_REGISTERS = {48: 255, 64: 255, 80: 255, 96: 255, 128: 255}
+"""The budget: what one thread may use. 255 lets two blocks of 128 threads share a multiprocessor."""
+
+KERNELS = [
+    (f"pooling_attention<{dtype}, {dim}, {rel_pos}>", ATTENTION_REGISTERS[dim])
+    for dtype in ("f16", "bf16")
+    for dim in ATTENTION_REGISTERS
+    for rel_pos in ("false", "true")
+]
+
+SOURCE = """#include "cuda/kernels/pooling_attention.h"
+namespace mvit::cuda {{
+template __global__ void {kernel}(const __grid_constant__ AttentionProblem p);
+}}
+"""
+
+PIPES = {
+    "tensor": r"HMMA",
+    "special": r"MUFU",
+    "shared": r"LDSM|LDS|STS",
+    "global": r"LDG|STG|LDGSTS",
+    "conversion": r"F2F|F2FP|I2F|F2I",
+    "control": r"BRA|BAR|BSYNC|BSSY|DEPBAR|LDGDEPBAR|WARPSYNC|EXIT|SHFL|VOTE|CALL|RET|NOP",
+}
+"""By the instruction's name; all others are "arithmetic", the FMA and ALU pipes."""
+
+
+@dataclass
+class Resources:
+    kernel: str
+    architecture: str
+    budget: int
+    registers: int
+    spilled: int
+    stack: int
+    hmma: int
+    wide_loads: int
+    loop: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.spilled or self.stack:
+            found.append(f"{self.spilled} bytes spilled, {self.stack} bytes of stack")
+        if self.registers > self.budget:
+            found.append(f"{self.registers} registers, the budget is {self.budget}")
+        if not self.hmma:
+            found.append("no tensor-core instruction")
+        return found
+
+    @property
+    def loop_per_hmma(self) -> float:
+        return sum(self.loop.values()) / self.loop["tensor"] if self.loop["tensor"] else float("nan")
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+
+
+def find_nvdisasm() -> str | None:
+    spec = importlib.util.find_spec("triton")
+    if spec is not None and spec.origin is not None:
+        tool = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        if tool.exists():
+            return str(tool)
+    return shutil.which("nvdisasm")
+
+
+def compile_kernel(kernel: str, architecture: str, budget: int) -> Resources:
+    """Raises RuntimeError with the compiler's words."""
+    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
+    if nvcc is None or nvdisasm is None:
+        raise RuntimeError("nvcc or nvdisasm is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
+        source.write_text(SOURCE.format(kernel=kernel))
+        options = [
+            "-std=c++17",
+            "--expt-relaxed-constexpr",
+            "-O3",
+            "-I",
+            str(ROOT / "csrc"),
+            f"-arch=sm_{architecture}",
+        ]
+        log = _run([nvcc, *options, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin)])
+        assembly = _run([nvdisasm, "-c", str(cubin)])
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", log)]
+    instructions = _instructions(assembly)
+    return Resources(
+        kernel,
+        architecture,
+        budget,
+        registers=int(re.findall(r"Used (\d+) registers", log)[0]),
+        spilled=sum(spills),
+        stack=int(re.findall(r"(\d+) bytes stack frame", log)[0]),
+        hmma=sum(name.startswith("HMMA") for name, _ in instructions if name),
+        wide_loads=sum(re.match(r"(LDG|LDGSTS)\..*128", name) is not None for name, _ in instructions if name),
+        loop=_main_loop(instructions),
+    )
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
+def _instructions(assembly: str) -> list[tuple[str, str]]:
+    """(name, the rest) of each instruction; ("", label) of each label."""
+    found = []
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            found.append(("", label[1]))
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", line):
+            found.append((instruction[1], instruction[2]))
+    return found
+
+
+def _main_loop(instructions: list[tuple[str, str]]) -> collections.Counter[str]:
+    """Instructions by pipe between the target of a branch backwards and the branch, of the loop with the most HMMA.
+
+    All that lie there are counted, also the mask of the last tile and what only some tiles need.
+    """
+    place = {label: i for i, (name, label) in enumerate(instructions) if not name}
+    best: collections.Counter[str] = collections.Counter()
+    for i, (name, rest) in enumerate(instructions):
+        target = re.search(r"\.L\w+", rest) if name.startswith("BRA") else None
+        if target and place.get(target[0], i) < i:
+            body = [name for name, _ in instructions[place[target[0]] : i + 1] if name and not name.startswith("NOP")]
+            counted = collections.Counter(_pipe(name) for name in body)
+            if counted["tensor"] > best["tensor"]:
+                best = counted
+    return best
+
+
+def _pipe(name: str) -> str:
+    return next((pipe for pipe, names in PIPES.items() if re.match(rf"({names})\b", name)), "arithmetic")
+
+
+def table(rows: list[Resources]) -> str:
+    pipes = ["arithmetic", "special", "shared", "global", "conversion", "control"]
+    lines = [f"{'kernel':40} {'sm':>4} {'regs':>5} {'HMMA':>5} {'per HMMA':>9} " + " ".join(f"{p:>10}" for p in pipes)]
+    for r in rows:
+        mix = " ".join(f"{r.loop[p] / max(r.loop['tensor'], 1):10.2f}" for p in pipes)
+        bad = f"  !! {'; '.join(r.problems())}" if r.problems() else ""
+        lines.append(
+            f"{r.kernel:40} {r.architecture:>4} {r.registers:5} {r.loop['tensor']:5} {r.loop_per_hmma:9.2f} {mix}{bad}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help="80 90 100 120")
+    parser.add_argument("--kernel", default="", help="only kernels with this in their name")
+    options = parser.parse_args()
+    jobs = [(k, a, budget) for k, budget in KERNELS if options.kernel in k for a in options.arch]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        rows = list(pool.map(lambda job: compile_kernel(*job), jobs))
+    print(table(rows))
+    return int(any(r.problems() for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
