@@ -34,7 +34,7 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
     }
 
     // Rows from `count` on and chunks past `dim` become zeros. Goes on to the next kRows rows.
-    MVIT_DEVICE void start(Shared tile, int64_t count, int dim) {
+    MVIT_DEVICE void start(Shared tile, int count, int dim) {
         MVIT_UNROLL
         for (int pass = 0; pass < kRows / kStep; ++pass) {
             MVIT_UNROLL
@@ -45,6 +45,11 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
             from += step;
         }
     }
+};
+
+// A bool as a type, for `if constexpr` on an argument.
+template <bool kValue> struct Constant {
+    static constexpr bool value = kValue;
 };
 
 // The bias entries of keys: three 10-bit numbers of entries in a query's row.
@@ -72,7 +77,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
     const int64_t row_tiles = ceil_div(p.queries, tile.rows), block = block_index();
     const int64_t first_query = block % row_tiles * tile.rows;
     const int64_t head = block / row_tiles % p.heads, batch = block / row_tiles / p.heads;
-    const int64_t queries = min(p.queries - first_query, tile.rows);
+    const int queries = int(min(p.queries - first_query, tile.rows));
     const int dim = int(p.head_dim);
     const auto at = [&](const void *base, int64_t b, int64_t h) {
         return static_cast<const char *>(base) + 2 * (batch * b + head * h);
@@ -82,8 +87,8 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
     TileCopy<tile.keys, kDim, tile.threads> k_copy(at(p.k, p.k_stride_b, p.k_stride_h), p.k_stride_n);
     TileCopy<tile.keys, kDim, tile.threads> v_copy(at(p.v, p.v_stride_b, p.v_stride_h), p.v_stride_n);
     TileCopy<tile.rows, kDim, tile.threads>(q, p.q_stride_n).start(kStage, queries, dim);
-    k_copy.start(0, p.keys, dim);
-    v_copy.start(kTileBytes, p.keys, dim);
+    k_copy.start(0, int(min(p.keys, tile.keys)), dim);
+    v_copy.start(kTileBytes, int(min(p.keys, tile.keys)), dim);
     cp_async_commit();
 
     // Never 0, for -inf * 0 would be NaN.
@@ -123,19 +128,19 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
     float o[2 * kDimSteps][4] = {};
     float top[2] = {negative_infinity(), negative_infinity()}, sum[2] = {0, 0}; // of rows lane / 4 and lane / 4 + 8
     Shared stage = 0, entries_of_tile = key_entries;
-    MVIT_NO_UNROLL
-    for (int64_t first_key = 0; first_key < p.keys; first_key += tile.keys) {
-        const int64_t left = p.keys - first_key;
+    // One tile of keys, of which and of all later ones `left` are there. Only the last may be short.
+    const auto step = [&](auto is_last, int64_t left) {
         cp_async_wait<0>();
         sync_block();
-        if (left > tile.keys) {
-            k_copy.start(kStage - stage, left - tile.keys, dim);
-            v_copy.start(kStage - stage + kTileBytes, left - tile.keys, dim);
+        if constexpr (!is_last.value) {
+            const int next = int(min(left - tile.keys, tile.keys));
+            k_copy.start(kStage - stage, next, dim);
+            v_copy.start(kStage - stage + kTileBytes, next, dim);
             cp_async_commit();
             if constexpr (kRelPos)
                 if (thread < tile.keys)
                     store_shared(2 * key_entries + tile.keys * 4 - entries_of_tile + Shared(4 * thread),
-                                 rel_pos_of_key(p, first_key + tile.keys + thread));
+                                 rel_pos_of_key(p, p.keys - left + tile.keys + thread));
         }
 
         float s[2 * kKeySteps][4] = {};
@@ -171,12 +176,13 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
                 }
             }
         }
-        if (left < tile.keys) {
+        if constexpr (is_last.value) {
+            const int keys = int(left);
             MVIT_UNROLL
             for (int n = 0; n < 2 * kKeySteps; ++n) {
                 MVIT_UNROLL
                 for (int i = 0; i < 4; ++i)
-                    if (8 * n + 2 * (lane % 4) + i % 2 >= left)
+                    if (8 * n + 2 * (lane % 4) + i % 2 >= keys)
                         s[n][i] = negative_infinity();
             }
         }
@@ -236,7 +242,12 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
         }
         stage = kStage - stage;
         entries_of_tile = 2 * key_entries + tile.keys * 4 - entries_of_tile;
-    }
+    };
+    int64_t left = p.keys;
+    MVIT_NO_UNROLL
+    for (; left > tile.keys; left -= tile.keys)
+        step(Constant<false>{}, left);
+    step(Constant<true>{}, left);
 
     // Each warp turns its 16 rows round through shared memory: q comes in by rows, O goes out by rows.
     sync_block();
