@@ -2,6 +2,7 @@
 #
 # Sets MVIT_CUDA_INSTANTIATIONS to the files, with the extension given: cu for nvcc, cpp for the emulation.
 
+set(MVIT_TOKEN_TYPES f16 bf16 f32) # pooling and relative position
 set(MVIT_ATTENTION_TYPES f16 bf16)
 set(MVIT_ATTENTION_DIMS 48 64 80 96 128) # as in csrc/common/attention_tiles.h
 
@@ -13,6 +14,11 @@ function(mvit_cuda_instantiations extension)
       configure_file("${MVIT_CSRC}/cuda/instantiations/pooling_attention.in" "${file}" @ONLY)
       list(APPEND files "${file}")
     endforeach()
+  endforeach()
+  foreach(TYPE IN LISTS MVIT_TOKEN_TYPES)
+    set(file "${CMAKE_BINARY_DIR}/instantiations/tokens_${TYPE}.${extension}")
+    configure_file("${MVIT_CSRC}/cuda/instantiations/tokens.in" "${file}" @ONLY)
+    list(APPEND files "${file}")
   endforeach()
   set(MVIT_CUDA_INSTANTIATIONS ${files} PARENT_SCOPE)
 endfunction()

@@ -4,7 +4,8 @@
     python tools/cuda_resources.py --arch 80 --kernel 'bf16, 96'
 
 Static analysis: nothing is run and no GPU is needed. Needs nvcc on PATH or in CUDA_HOME, and nvdisasm, which Triton's
-wheel brings. Exits with 1 where a kernel spills, uses local memory, is over its budget or has no HMMA.
+wheel brings. Exits with 1 where a kernel spills, uses local memory, is over its budget, or lacks the
+tensor-core instructions or 128-bit loads it should have.
 """
 
 from __future__ import annotations
@@ -28,16 +29,25 @@ ARCHITECTURES = ("80", "90", "100", "120")
 ATTENTION_REGISTERS = {48: 255, 64: 255, 80: 255, 96: 255, 128: 255}
 """The budget: what one thread may use. 255 lets two blocks of 128 threads share a multiprocessor."""
 
-KERNELS = [
-    (f"pooling_attention<{dtype}, {dim}, {rel_pos}>", ATTENTION_REGISTERS[dim])
+KERNELS = {
+    f"pooling_attention<{dtype}, {dim}, {rel_pos}>": budget
     for dtype in ("f16", "bf16")
-    for dim in ATTENTION_REGISTERS
+    for dim, budget in ATTENTION_REGISTERS.items()
     for rel_pos in ("false", "true")
-]
+}
+KERNELS |= {f"pool3d_norm<{dtype}>": 128 for dtype in ("f16", "bf16", "f32")}
+KERNELS |= {f"decomposed_rel_pos<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
+"""Every kernel with its register budget."""
 
-SOURCE = """#include "cuda/kernels/pooling_attention.h"
+PROBLEMS = {
+    "pooling_attention": "AttentionProblem",
+    "pool3d_norm": "PoolProblem",
+    "decomposed_rel_pos": "RelPosProblem",
+}
+
+SOURCE = """#include "cuda/kernels/{name}.h"
 namespace mvit::cuda {{
-template __global__ void {kernel}(const __grid_constant__ AttentionProblem p);
+template __global__ void {kernel}(const __grid_constant__ {problem} p);
 }}
 """
 
@@ -70,8 +80,10 @@ class Resources:
             found.append(f"{self.spilled} bytes spilled, {self.stack} bytes of stack")
         if self.registers > self.budget:
             found.append(f"{self.registers} registers, the budget is {self.budget}")
-        if not self.hmma:
+        if not self.hmma and self.kernel.startswith("pooling_attention"):
             found.append("no tensor-core instruction")
+        if not self.wide_loads:
+            found.append("no 128-bit load from global memory")
         return found
 
     @property
@@ -100,7 +112,8 @@ def compile_kernel(kernel: str, architecture: str, budget: int) -> Resources:
         raise RuntimeError("nvcc or nvdisasm is not installed")
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
-        source.write_text(SOURCE.format(kernel=kernel))
+        name = kernel.partition("<")[0]
+        source.write_text(SOURCE.format(name=name, kernel=kernel, problem=PROBLEMS[name]))
         options = [
             "-std=c++17",
             "--expt-relaxed-constexpr",
@@ -169,10 +182,11 @@ def table(rows: list[Resources]) -> str:
     pipes = ["arithmetic", "special", "shared", "global", "conversion", "control"]
     lines = [f"{'kernel':40} {'sm':>4} {'regs':>5} {'HMMA':>5} {'per HMMA':>9} " + " ".join(f"{p:>10}" for p in pipes)]
     for r in rows:
-        mix = " ".join(f"{r.loop[p] / max(r.loop['tensor'], 1):10.2f}" for p in pipes)
+        mix = " ".join(f"{r.loop[p] / r.loop['tensor']:10.2f}" if r.loop["tensor"] else f"{'-':>10}" for p in pipes)
         bad = f"  !! {'; '.join(r.problems())}" if r.problems() else ""
         lines.append(
-            f"{r.kernel:40} {r.architecture:>4} {r.registers:5} {r.loop['tensor']:5} {r.loop_per_hmma:9.2f} {mix}{bad}"
+            f"{r.kernel:40} {r.architecture:>4} {r.registers:5} {r.loop['tensor'] or '-':>5} "
+            f"{f'{r.loop_per_hmma:.2f}' if r.loop['tensor'] else '-':>9} {mix}{bad}"
         )
     return "\n".join(lines)
 
@@ -182,7 +196,7 @@ def main() -> int:
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help="80 90 100 120")
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
     options = parser.parse_args()
-    jobs = [(k, a, budget) for k, budget in KERNELS if options.kernel in k for a in options.arch]
+    jobs = [(k, a, budget) for k, budget in KERNELS.items() if options.kernel in k for a in options.arch]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         rows = list(pool.map(lambda job: compile_kernel(*job), jobs))
     print(table(rows))

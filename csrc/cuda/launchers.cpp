@@ -1,5 +1,5 @@
 #include "cuda/launchers.h"
-#include "cuda/primitives/numbers.h"
+#include "cuda/primitives/channels.h"
 
 namespace mvit::cuda {
 namespace {
@@ -29,6 +29,32 @@ const char *pooling_attention_forward(const AttentionProblem &p, Stream stream) 
         return attention_of_type<f16>(p, stream);
     case DType::bf16:
         return attention_of_type<bf16>(p, stream);
+    default:
+        return "no kernel for this dtype";
+    }
+}
+
+const char *pool3d_norm_forward(const PoolProblem &p, Stream stream) {
+    switch (p.dtype) {
+    case DType::f16:
+        return launch_pool3d_norm<f16>(p, stream);
+    case DType::bf16:
+        return launch_pool3d_norm<bf16>(p, stream);
+    case DType::f32:
+        return launch_pool3d_norm<f32>(p, stream);
+    default:
+        return "no kernel for this dtype";
+    }
+}
+
+const char *decomposed_rel_pos_forward(const RelPosProblem &p, Stream stream) {
+    switch (p.dtype) {
+    case DType::f16:
+        return launch_decomposed_rel_pos<f16>(p, stream);
+    case DType::bf16:
+        return launch_decomposed_rel_pos<bf16>(p, stream);
+    case DType::f32:
+        return launch_decomposed_rel_pos<f32>(p, stream);
     default:
         return "no kernel for this dtype";
     }

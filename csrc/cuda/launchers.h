@@ -3,6 +3,8 @@
 #pragma once
 
 #include "common/attention_tiles.h"
+#include "common/pool_tiles.h"
+#include "common/rel_pos_tiles.h"
 #include "cuda/primitives/launch.h"
 
 namespace mvit::cuda {
@@ -11,7 +13,16 @@ namespace mvit::cuda {
 // Returns nullptr, or why nothing was started.
 const char *pooling_attention_forward(const AttentionProblem &p, Stream stream);
 
+// The strides of x must be multiples of 8 channels, its pointer of 16 bytes; head dim a multiple of 8, 128 at most
+// with a norm; float16, bfloat16 or float32.
+const char *pool3d_norm_forward(const PoolProblem &p, Stream stream);
+
+// The same of q and the tables.
+const char *decomposed_rel_pos_forward(const RelPosProblem &p, Stream stream);
+
 // One instantiation, defined in a file of its own (csrc/cuda/instantiations).
 template <class T, int kDim> const char *launch_pooling_attention(const AttentionProblem &p, Stream stream);
+template <class T> const char *launch_pool3d_norm(const PoolProblem &p, Stream stream);
+template <class T> const char *launch_decomposed_rel_pos(const RelPosProblem &p, Stream stream);
 
 } // namespace mvit::cuda

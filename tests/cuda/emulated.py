@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from mvit_kernels.problem import Grid, Pool, tokens
 from tests.numerics import Guarded
 
 
@@ -30,11 +32,8 @@ def pooling_attention(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, num_q, dim = q.shape
-    margin = 64
-    out_room = torch.full((batch * num_q * heads * dim + 2 * margin,), torch.nan, dtype=q.dtype)
-    lse_room = torch.full((batch * heads * num_q + 2 * margin,), torch.nan)
-    out = out_room[margin : out_room.numel() - margin].view(batch, num_q, heads, dim)
-    lse = lse_room[margin : lse_room.numel() - margin].view(batch, heads, num_q)
+    out_room, out = _output((batch, num_q, heads, dim), q.dtype)
+    lse_room, lse = _output((batch, heads, num_q), torch.float32)
     emulation.pooling_attention(
         q.dtype == torch.bfloat16,
         (batch, heads, num_q, k.shape[2], dim),
@@ -48,6 +47,91 @@ def pooling_attention(
         lse.data_ptr(),
         seed,
     )
-    for room in (out_room, lse_room):
-        assert room[:margin].isnan().all() and room[-margin:].isnan().all(), "written outside the output"
+    _assert_margins(out_room)
+    _assert_margins(lse_room)
     return out, lse
+
+
+def qkv_pool3d_norm(
+    emulation: ModuleType,
+    x: Sequence[Tensor],
+    thw: Sequence[Grid],
+    pool: Sequence[Pool],
+    *,
+    has_cls: bool,
+    weight: Sequence[Tensor | None],
+    norm_weight: Sequence[Tensor | None],
+    norm_bias: Sequence[Tensor | None],
+    norm_eps: Sequence[float | None],
+    seed: int = 0,
+) -> list[Tensor]:
+    batch, heads, _, dim = x[0].shape
+    rooms, outs, branches = [], [], []
+    for i, branch in enumerate(pool):
+        shape = (batch, heads, int(has_cls) + tokens(branch.out_grid(thw[i])), dim)
+        room, out = _output(shape, x[i].dtype)
+        rooms.append(room)
+        outs.append(out)
+        branches.append(
+            {
+                "x": x[i].data_ptr(),
+                "strides": x[i].stride()[:3],
+                "out": out.data_ptr(),
+                "thw": thw[i],
+                "kernel": branch.kernel,
+                "stride": branch.stride,
+                "padding": branch.padding,
+                "mode": branch.mode,
+                "weight": _parameter(weight[i]),
+                "per_head_weight": weight[i] is not None and weight[i].shape[0] != dim,
+                "norm_weight": _parameter(norm_weight[i]),
+                "norm_bias": _parameter(norm_bias[i]),
+                "norm_eps": norm_eps[i],
+            }
+        )
+    emulation.pool3d_norm(_name(x[0]), batch, heads, dim, has_cls, branches, seed)
+    for room in rooms:
+        _assert_margins(room)
+    return outs
+
+
+def decomposed_rel_pos(
+    emulation: ModuleType,
+    q: Tensor,
+    grid_q: Grid,
+    grid_k: Grid,
+    *,
+    has_cls: bool,
+    tables: Sequence[Tensor | None],
+    seed: int = 0,
+) -> Tensor:
+    batch, heads, num_q, dim = q.shape
+    room, rows = _output((batch, heads, num_q, sum(grid_k)), torch.float32)
+    emulation.decomposed_rel_pos(
+        *(_name(q), batch, heads, dim, has_cls, grid_q, grid_k, q.data_ptr(), q.stride()[:3]),
+        [_parameter(table) for table in tables],
+        rows.data_ptr(),
+        seed,
+    )
+    _assert_margins(room)
+    return rows
+
+
+def _output(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """NaN with a margin, and the tensor inside it."""
+    numel = torch.Size(shape).numel()
+    room = torch.full((numel + 2 * Aligned.margin,), torch.nan, dtype=dtype)
+    return room, room[Aligned.margin : Aligned.margin + numel].view(shape)
+
+
+def _assert_margins(room: Tensor) -> None:
+    margin = Aligned.margin
+    assert room[:margin].isnan().all() and room[-margin:].isnan().all(), "written outside the output"
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _parameter(x: Tensor | None) -> tuple[int, str]:
+    return (0, "float32") if x is None else (x.data_ptr(), _name(x))

@@ -84,6 +84,15 @@ MVIT_DEVICE float fast_log2(float x) {
 #endif
 }
 
+// 1 / sqrt(x), both rounded to nearest.
+MVIT_DEVICE float inverse_square_root(float x) {
+#ifdef __CUDACC__
+    return 1.0f / sqrtf(x);
+#else
+    return 1.0f / std::sqrt(x);
+#endif
+}
+
 // The larger; the other one where one is NaN (max.f32).
 MVIT_DEVICE float maximum(float a, float b) {
 #ifdef __CUDACC__
