@@ -1,4 +1,4 @@
-"""The command line: `python -m mvit_kernels {bench,info,explain}`."""
+"""The command line: `python -m mvit_kernels {bench,info,explain,verify}`."""
 
 from .main import main
 

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = [_load(clip, workload, args) for workload in workloads]
 
     results = []
-    with progress(len(workloads) * 2 * (WARMUP + args.repeats)) as bar, _ieee_float32():
+    with progress(len(workloads) * 2 * (WARMUP + args.repeats)) as bar, ieee_float32():
         for workload, x in zip(workloads, inputs, strict=True):
             results.append(_measure(workload, x.to(device, DTYPES[args.dtype]), args, bar))
     setting = {
@@ -142,7 +142,7 @@ def _load(clip: Path, workload: Workload, args: argparse.Namespace) -> Tensor:
 
 
 @contextmanager
-def _ieee_float32() -> Iterator[None]:
+def ieee_float32() -> Iterator[None]:
     """No TF32 on either side, so that float32 means float32."""
     cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
