@@ -41,7 +41,7 @@ lint: $(PACKAGES) ## formatting, style and types; changes nothing
 	@$(call tool,ruff check --quiet .)
 	@$(call tool,ruff format --check --quiet .)
 	@$(call tool,mypy)
-	@$(call tool,clang-format --dry-run -Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
+	@$(call tool,clang-format --dry-run -Werror $(shell find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 
 build: $(PACKAGES) ## the C++ library, into mvit_kernels/lib
 	@MVIT_KERNELS_REQUIRE_CPP=1 $(BIN)/python setup.py --quiet build_ext --inplace
