@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .problem import Pool
+from .problem import Grid, Pool
 from .rel_pos_tables import IndexFormula
 
 
@@ -44,13 +44,42 @@ class PoolNorm:
 
 
 @dataclass(frozen=True)
+class HostPool:
+    """A pooling branch that a kernel does not cover, run by the host's own code.
+
+    Attributes:
+        call: (B, H, has_cls + T*H*W, D) and its grid -> pooled and normalised (B, H, N', D) and its grid.
+    """
+
+    call: Callable[[Tensor, Grid], tuple[Tensor, Grid]]
+
+
+@dataclass(frozen=True)
 class RelPos:
-    """Stored relative-position tables (L, D) per axis, None where an axis has none, and the library's index formula."""
+    """Stored relative-position tables (L, D) per axis, None where an axis has none, and the library's index formula.
+
+    Attributes:
+        resized: axes whose table is interpolated where the grid asks for another length. On the others rows are picked
+            from the table as it is: too short a one is an IndexError, as in the library.
+    """
 
     t: Tensor | None
     h: Tensor | None
     w: Tensor | None
     index: IndexFormula
+    resized: str = "thw"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Attention inside windows that are cut from the pooled maps of a T = 1 grid: sizes (h, w) in pooled q and k, v.
+
+    Maps are padded with zeros on the right and at the bottom. Padded keys are not masked, so they take part in the
+    softmax (detectron2, detectron2/modeling/backbone/mvit.py).
+    """
+
+    q: tuple[int, int]
+    kv: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,7 @@ class MHPA:
         pool_heads: heads that the input is folded into with pool_first; 1 for per-channel filters.
         out_linear: the projection that `out` is, where it is nothing else now and has no hooks: it may then be fused
             with what follows.
+        windows: attend inside windows of the pooled maps, or None. Without a cls token only.
     """
 
     heads: int
@@ -77,26 +107,52 @@ class MHPA:
     has_cls: bool
     qkv: Fused | Separate
     out: Callable[[Tensor], Tensor]
-    pool_q: PoolNorm | None
-    pool_k: PoolNorm | None
-    pool_v: PoolNorm | None
+    pool_q: PoolNorm | HostPool | None
+    pool_k: PoolNorm | HostPool | None
+    pool_v: PoolNorm | HostPool | None
     rel_pos: RelPos | None = None
     residual: str = "none"
     pool_first: bool = False
     pool_heads: int = 1
     out_linear: nn.Linear | None = None
+    windows: Windows | None = None
+
+    @property
+    def pools(self) -> tuple[PoolNorm | HostPool | None, ...]:
+        """The branches of q, k and v."""
+        return self.pool_q, self.pool_k, self.pool_v
 
     @property
     def pooled(self) -> bool:
-        return any(branch is not None for branch in (self.pool_q, self.pool_k, self.pool_v))
+        return any(branch is not None for branch in self.pools)
+
+    @property
+    def host_pooling(self) -> bool:
+        """A branch is pooled by the host's own code."""
+        return any(isinstance(branch, HostPool) for branch in self.pools)
+
+    @property
+    def looks_at_grid(self) -> bool:
+        """The result depends on the token grid: something is pooled, cut into windows or has relative position."""
+        return self.pooled or self.rel_pos is not None or self.windows is not None
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the input tokens."""
+        return self.weight.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the (first) input projection, for its dtype and device."""
+        return self.qkv.linear.weight if isinstance(self.qkv, Fused) else self.qkv.q.weight
 
     @property
     def uses_touched_tokens(self) -> bool:
         """k and v are projected only where their pooling reads (strides larger than the kernel)."""
         return (
             not self.pool_first
-            and self.pool_k is not None
-            and self.pool_v is not None
+            and isinstance(self.pool_k, PoolNorm)
+            and isinstance(self.pool_v, PoolNorm)
             and self.pool_k.pool == self.pool_v.pool
             and self.pool_k.pool.skips_tokens
         )

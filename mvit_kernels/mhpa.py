@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import ops
-from .description import MHPA, Fused, PoolNorm, RelPos
+from . import ops, windows
+from .description import MHPA, Fused, HostPool, PoolNorm, RelPos
 from .ops import checks
 from .problem import Grid, Pool, TouchedGrid, touched_grid
 from .projection import linear, project
@@ -28,7 +28,7 @@ def forward(
 
     Args:
         x: (B, has_cls + T*H*W, C) tokens, the cls token first.
-        thw: the token grid (T, H, W). Not looked at where the layer neither pools nor has relative position.
+        thw: the token grid (T, H, W). Not looked at where the layer neither pools nor has windows or relative position.
         residual: (B, has_cls + tokens of the pooled q grid, A), added to the layer's output: the block's skip path.
     Returns:
         (B, has_cls + tokens of the pooled q grid, A) and that grid; `thw` as it came where it was not looked at.
@@ -37,20 +37,31 @@ def forward(
         UnsupportedError: the backend asked for can't run one of the ops; lists its reasons.
     """
     checks.tensor("mhpa", "x", x, 3, "(B, N, C)")
-    looks_at_grid = layer.pooled or layer.rel_pos is not None
-    grid = checks.grid("mhpa", "thw", thw) if looks_at_grid else NO_GRID
-    if looks_at_grid:
+    grid = checks.grid("mhpa", "thw", thw) if layer.looks_at_grid else NO_GRID
+    if layer.looks_at_grid:
         checks.token_count("mhpa", "x", x, 1, grid, layer.has_cls)
 
     project_and_pool = _pool_then_project if layer.pool_first else _project_then_pool
     (q, grid_q), (k, grid_k), (v, _) = project_and_pool(layer, x, grid)
+    if layer.windows is None:
+        out = _attend(layer, q, k, v, grid_q, grid_k)
+    else:
+        # Padded queries are zero and cut off again, so that the residual inside the windows is the one outside.
+        (win_q, win_k), (size_q, size_k) = windows.partitions("mhpa", layer.windows, grid_q, grid_k)
+        q = windows.partition(q, grid_q, size_q)
+        k, v = windows.partition(k, grid_k, size_k), windows.partition(v, grid_k, size_k)
+        out = windows.merge(_attend(layer, q, k, v, win_q, win_k), grid_q, size_q)
+    return _project_out(layer, out.flatten(2), residual), grid_q if layer.looks_at_grid else thw
+
+
+def _attend(layer: MHPA, q: Tensor, k: Tensor, v: Tensor, grid_q: Grid, grid_k: Grid) -> Tensor:
+    """Pooled q, k, v (B, H, N, D) -> (B, Nq, H, D)."""
     rows = None
     if layer.rel_pos is not None:
         rows = _rel_pos_rows(layer.rel_pos, q, grid_q, grid_k, layer.has_cls)
-    out = ops.pooling_attention(
+    return ops.pooling_attention(
         q, k, v, rel_pos=rows, grid_k=grid_k, scale=layer.scale, has_cls=layer.has_cls, residual=layer.residual
     )
-    return _project_out(layer, out.flatten(2), residual), grid_q if looks_at_grid else thw
 
 
 def _project_out(layer: MHPA, merged: Tensor, residual: Tensor | None) -> Tensor:
@@ -65,9 +76,9 @@ Pooled = list[tuple[Tensor, Grid]]
 
 
 def _project_then_pool(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
-    branches = (layer.pool_q, layer.pool_k, layer.pool_v)
+    branches = layer.pools
     if layer.uses_touched_tokens:
-        assert layer.pool_k is not None
+        assert isinstance(layer.pool_k, PoolNorm)
         pool = layer.pool_k.pool
         touched = touched_grid(pool, grid)
         index = _token_index(touched, pool, grid, layer.has_cls, x.device)
@@ -81,7 +92,7 @@ def _project_then_pool(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
 
 def _pool_then_project(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
     folded = _split_heads(x, layer.pool_heads)
-    pooled = _pool([folded] * 3, (layer.pool_q, layer.pool_k, layer.pool_v), [grid] * 3, None, layer.has_cls)
+    pooled = _pool([folded] * 3, layer.pools, [grid] * 3, None, layer.has_cls)
     tokens = [y.transpose(1, 2).flatten(2) for y, _ in pooled]
     if isinstance(layer.qkv, Fused):
         biases = [None] * 3 if layer.qkv.linear.bias is None else layer.qkv.linear.bias.chunk(3)
@@ -142,7 +153,7 @@ def _axis_index(rows: int, kernel: int, stride: int, padding: int, device: torch
 
 def _pool(
     qkv: list[Tensor],
-    branches: Sequence[PoolNorm | None],
+    branches: Sequence[PoolNorm | HostPool | None],
     grids: Sequence[Grid],
     touched: TouchedGrid | None,
     has_cls: bool,
@@ -152,7 +163,12 @@ def _pool(
     With `touched`, k and v (branches 1 and 2) come on its grid and are pooled with its strides.
     """
     pooled = list(zip(qkv, grids, strict=True))
-    active = [(i, branch) for i, branch in enumerate(branches) if branch is not None]
+    active = []
+    for i, branch in enumerate(branches):
+        if isinstance(branch, HostPool):
+            pooled[i] = branch.call(*pooled[i])
+        elif branch is not None:
+            active.append((i, branch))
     if not active:
         return pooled
     pools = [branch.pool if touched is None or i == 0 else touched.pool for i, branch in active]
@@ -173,7 +189,7 @@ def _pool(
 
 def _rel_pos_rows(rel_pos: RelPos, q: Tensor, grid_q: Grid, grid_k: Grid, has_cls: bool) -> Tensor:
     t, h, w = (
-        None if table is None else gather_table(table, num_q, num_k, rel_pos.index)
-        for table, num_q, num_k in zip((rel_pos.t, rel_pos.h, rel_pos.w), grid_q, grid_k, strict=True)
+        None if table is None else gather_table(table, num_q, num_k, rel_pos.index, axis in rel_pos.resized)
+        for axis, table, num_q, num_k in zip("thw", (rel_pos.t, rel_pos.h, rel_pos.w), grid_q, grid_k, strict=True)
     )
     return ops.decomposed_rel_pos(q, grid_q, grid_k, has_cls=has_cls, table_t=t, table_h=h, table_w=w)

@@ -38,7 +38,19 @@ def resize_table(table: Tensor, rows: int) -> Tensor:
     return F.interpolate(table.T[None], size=rows, mode="linear")[0].T
 
 
-def gather_table(table: Tensor, num_q: int, num_k: int, index: IndexFormula) -> Tensor:
-    """(L, D) stored table -> (num_q, num_k, D), one row per (query, key) pair of one axis."""
-    table = resize_table(table, 2 * max(num_q, num_k) - 1)
+def float32_index(num_q: int, num_k: int, device: torch.device) -> Tensor:
+    """:func:`slowfast_index` in float32 whatever the default dtype: timm/models/vision_transformer_sam.py."""
+    ratio_q, ratio_k = max(num_k / num_q, 1.0), max(num_q / num_k, 1.0)
+    i = torch.arange(num_q, device=device, dtype=torch.float32)[:, None]
+    j = torch.arange(num_k, device=device, dtype=torch.float32)[None, :]
+    return (i * ratio_q - j * ratio_k + (num_k - 1) * ratio_k).long()
+
+
+def gather_table(table: Tensor, num_q: int, num_k: int, index: IndexFormula, resized: bool = True) -> Tensor:
+    """(L, D) stored table -> (num_q, num_k, D), one row per (query, key) pair of one axis.
+
+    Where `resized`, the table is interpolated to 2 * max(num_q, num_k) - 1 rows first.
+    """
+    if resized:
+        table = resize_table(table, 2 * max(num_q, num_k) - 1)
     return table[index(num_q, num_k, table.device)]

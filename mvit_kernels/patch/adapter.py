@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from .. import mhpa
 from ..description import MHPA, Block
 
 
@@ -20,8 +20,27 @@ SCOPES = ("attention", "block")
 """What `accelerate` may replace: attention layers alone, or whole transformer blocks too."""
 
 Description = MHPA | Block
-Describe = Callable[[Any], Description]
-Run = Callable[..., Any]
+Describe = Callable[[Any], Any]
+"""A module -> its :data:`Description`."""
+Random = Callable[..., Tensor]
+"""Random float64 numbers of a shape."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a host's forward is called: its tokens, its grid and what it returns.
+
+    Attributes:
+        parameters: names of the forward's parameters after self, all of them; "**" for keyword arguments.
+        run: (module, description, the forward's arguments) -> what the host's forward returns. May raise
+            :class:`NotCovered` for arguments that ask for more, attention weights for one.
+        example: (module, description, random numbers) -> small arguments for the proof (:mod:`.proof`); None
+            where a block is made of parts that are proven themselves.
+    """
+
+    parameters: tuple[str, ...]
+    run: Callable[..., Any]
+    example: Callable[[Any, MHPA, Random], tuple[Any, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,33 +50,28 @@ class Adapter:
     Attributes:
         host: the class's full name, "torchvision.models.video.mvit.MultiscaleAttention".
         describe: module -> description, made anew in every forward; raises :class:`NotCovered`.
+        layout: how the host's forward is called.
         scope: "attention" or "block", what a host module is.
-        run: description and the forward's arguments -> what the host's forward returns.
     """
 
     host: str
     describe: Describe
-    run: Run
+    layout: Layout
     scope: str
 
 
 ADAPTERS: dict[str, Adapter] = {}
 
-SIMILAR_NAMES = frozenset({"MultiScaleAttention", "MultiscaleAttention"})
+SIMILAR_NAMES = frozenset({"MultiScaleAttention", "MultiscaleAttention", "MultiScaleAttentionPoolFirst"})
 """Class names under which libraries keep MHPA layers, and others unlike it: worth a line in the report, no more."""
 
 
-def run_with_tuple_grid(layer: MHPA, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-    """forward(x, thw) -> (x, grid as a tuple)."""
-    out, grid = mhpa.forward(layer, x, thw)
-    return out, tuple(grid)
-
-
-def adapts(host: str, run: Run = run_with_tuple_grid, scope: str = "attention") -> Callable[[Describe], Describe]:
-    """Register the decorated function as the description of `host`'s modules."""
+def adapts(layout: Layout, *hosts: str, scope: str = "attention") -> Callable[[Describe], Describe]:
+    """Register the decorated function as the description of the modules of the classes `hosts`."""
 
     def register(describe: Describe) -> Describe:
-        ADAPTERS[host] = Adapter(host, describe, run, scope)
+        for host in hosts:
+            ADAPTERS[host] = Adapter(host, describe, layout, scope)
         return describe
 
     return register
@@ -82,4 +96,11 @@ def describe(module: nn.Module, adapter: Adapter, host: type[nn.Module]) -> Desc
         raise NotCovered("subclass overrides forward()")
     if "forward" in vars(module):
         raise NotCovered("forward was replaced on the instance")
-    return adapter.describe(module)
+    parameters = tuple(inspect.signature(host.forward).parameters.values())[1:]
+    names = tuple("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
+    if names != adapter.layout.parameters:
+        raise NotCovered(f"forward takes ({', '.join(names)}), ({', '.join(adapter.layout.parameters)}) is known")
+    try:
+        return adapter.describe(module)
+    except AttributeError as error:
+        raise NotCovered(f"another version of the class than the known ones: {error}") from error

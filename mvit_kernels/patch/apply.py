@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..description import MHPA
 from ..modules import MultiHeadPoolingAttention
-from . import own, torchvision  # noqa: F401  registers their adapters
+from . import detectron2, hiera, memvit, mvit, openmmlab, own, pytorchvideo, sam, slowfast, timm, torchvision  # noqa: F401
 from .adapter import SCOPES, SIMILAR_NAMES, NotCovered, describe, find_adapter, full_name
+from .proof import prove
 from .report import LeftAlone, Report, describe_replaced
 from .swap import host_class, is_accelerated, swap_in, swap_out
 
@@ -19,7 +21,8 @@ def accelerate(model: nn.Module, scope: str = "attention") -> Report:
 
     Parameters, buffers, sub-modules, hooks, state_dict, train and eval mode, deepcopy and pickle behave as before,
     outputs and gradients agree within the numerics rule (docs/numerics.md). Calling it twice is harmless. A layer that
-    is not covered, a subclass with a forward of its own for one, is left alone and reported with the reason.
+    is not covered, a subclass with a forward of its own for one, is left alone and reported with the reason. So is a
+    layer whose own forward gives other results than the known layer of its library (:mod:`.proof`).
 
     Args:
         model: any module; layers of known libraries are found wherever they are inside it, `model` itself included.
@@ -94,7 +97,10 @@ def _survey(model: nn.Module, scope: str) -> tuple[Report, list[nn.Module]]:
             if is_accelerated(module):
                 report.already.append(describe_replaced(name, adapter.describe(module)))
             else:
-                report.replaced.append(describe_replaced(name, describe(module, adapter, host)))
+                layer = describe(module, adapter, host)
+                if isinstance(layer, MHPA):
+                    prove(module, layer, adapter, host)
+                report.replaced.append(describe_replaced(name, layer))
                 covered.append(module)
         except NotCovered as reason:
             report.left_alone.append(LeftAlone(name, str(reason), adapter.scope))

@@ -10,7 +10,7 @@ from .. import block
 from ..description import MHPA, Attend, Block
 from ..hooks import has_hooks
 from ..modules import MultiHeadPoolingAttention
-from .adapter import NotCovered, find_adapter
+from .adapter import Layout, NotCovered, find_adapter
 from .swap import host_class, is_accelerated
 
 
@@ -36,7 +36,12 @@ def drop_path(module: nn.Module, active: bool) -> Callable[[Tensor], Tensor] | N
     return module if active or has_hooks(module) else None
 
 
-def run_with_tuple_grid(layer: Block, x: Tensor, thw: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+def run_with_tuple_grid(
+    module: nn.Module, layer: Block, x: Tensor, thw: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...]]:
     """forward(x, thw) -> (x, grid as a tuple)."""
     out, grid = block.forward(layer, x, thw)
     return out, tuple(grid)
+
+
+LAYOUT = Layout(("x", "thw"), run_with_tuple_grid)

@@ -12,15 +12,15 @@ from ..description import Block
 from ..hooks import has_hooks, inactive_dropout
 from ..modules.mlp import Mlp
 from . import blocks, parts
-from .adapter import NotCovered, adapts
+from .adapter import Layout, NotCovered, adapts
 
 
-def _run(layer: Block, x: Tensor, thw_shape: Sequence[int] | None = None) -> Any:
+def _run(module: Any, layer: Block, x: Tensor, thw_shape: Sequence[int] | None = None) -> Any:
     out, grid = block.forward(layer, x, thw_shape)  # type: ignore[arg-type]
     return out if thw_shape is None else (out, list(grid))
 
 
-@adapts("mvit_kernels.modules.block.MultiScaleBlock", run=_run, scope="block")
+@adapts(Layout(("x", "thw_shape"), _run), "mvit_kernels.modules.block.MultiScaleBlock", scope="block")
 def describe_block(m: Any) -> Block:
     if m.gamma_1 is not None or m.gamma_2 is not None:
         raise NotCovered("layer scale (gamma_1, gamma_2) is not covered")

@@ -6,21 +6,27 @@ a call would run, is not covered: the host's own forward stays in charge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..description import Mlp, Norm, PoolNorm
+from ..description import Fused, Mlp, Norm, PoolNorm, Separate
 from ..hooks import has_hooks, inactive_dropout
-from ..problem import Pool
-from .adapter import NotCovered
+from ..problem import Grid, Pool
+from .adapter import NotCovered, full_name
+
+CONV, AVG, MAX = (nn.Conv3d, nn.Conv2d), (nn.AvgPool3d, nn.AvgPool2d), (nn.MaxPool3d, nn.MaxPool2d)
+LAYER_NORMS = frozenset({"timm.layers.norm.LayerNorm"})
+"""Subclasses of LayerNorm that compute the same."""
+TWO_DIMENSIONAL = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
 
 
-def plain(name: str, module: nn.Module | None, kind: type[nn.Module]) -> None:
-    """NotCovered unless `module` is exactly a `kind`, without hooks or an own forward."""
-    if type(module) is not kind:
-        raise NotCovered(f"{name} is {type(module).__name__}, {kind.__name__} is covered")
+def plain(name: str, module: Any, *kinds: type[nn.Module]) -> None:
+    """NotCovered unless `module` is exactly one of `kinds`, without hooks or an own forward."""
+    if type(module) not in kinds:
+        covered = " or ".join(kind.__name__ for kind in kinds)
+        raise NotCovered(f"{name} is {type(module).__name__}, {covered} is covered")
     if "forward" in vars(module):
         raise NotCovered(f"{name} has its forward replaced")
     if has_hooks(module):
@@ -75,10 +81,55 @@ def max_pool(name: str, module: nn.Module) -> Pool:
     return Pool("max", _each(module.kernel_size), _each(module.stride), _each(module.padding))
 
 
+def projections(m: Any) -> Fused | Separate:
+    """The input projections under the names that all libraries give them: `qkv`, or `q`, `k` and `v`."""
+    if isinstance(getattr(m, "qkv", None), nn.Identity) or not hasattr(m, "qkv"):
+        return Separate(linear("q", m.q), linear("k", m.k), linear("v", m.v))
+    return Fused(linear("qkv", m.qkv))
+
+
+def in_turn(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Calls the modules one after the other, hooks included: the output projection and what follows it."""
+
+    def out(x: Tensor) -> Tensor:
+        for module in modules:
+            x = module(x)
+        return x
+
+    return out
+
+
+def pool(name: str, module: nn.Module | None, norm: nn.Module | None, channels: int) -> PoolNorm | None:
+    """One pooling branch: depthwise convolution, average or maximum, in 3D, or in 2D as 3D with T = 1; then LayerNorm.
+
+    Args:
+        channels: what the convolution and the norm must be over.
+    """
+    if module is None:
+        if norm is not None:
+            raise NotCovered(f"{name} is None but has a norm")
+        return None
+    plain(name, module, *CONV, *AVG, *MAX)
+    if isinstance(module, CONV):
+        return depthwise_pool(name, module, norm, channels)
+    if norm is not None:
+        raise NotCovered(f"{name} is {type(module).__name__} with a norm, none is covered")
+    if module.ceil_mode:
+        raise NotCovered(f"{name} rounds its output size up, down is covered")
+    if isinstance(module, AVG) and not (module.count_include_pad and module.divisor_override is None):
+        raise NotCovered(f"{name} leaves the padding out of the mean, counting it is covered")
+    if isinstance(module, MAX) and (_set(module.dilation) != {1} or module.return_indices):
+        raise NotCovered(f"{name} has dilation or returns indices, neither is covered")
+    host: Any = module
+    mode, dims = "avg" if isinstance(module, AVG) else "max", 2 if isinstance(module, TWO_DIMENSIONAL) else 3
+    kernel, stride = _three(host.kernel_size, 1, dims), _three(host.stride, 1, dims)
+    return PoolNorm(Pool(mode, kernel, stride, _three(host.padding, 0, dims)))
+
+
 def depthwise_pool(name: str, conv: nn.Module, norm: nn.Module | None, channels: int) -> PoolNorm:
-    """Depthwise Conv3d over `channels`, then LayerNorm over them."""
-    plain(name, conv, nn.Conv3d)
-    assert isinstance(conv, nn.Conv3d)
+    """Depthwise Conv3d or Conv2d over `channels`, then LayerNorm over them."""
+    plain(name, conv, *CONV)
+    assert isinstance(conv, CONV)
     if conv.bias is not None:
         raise NotCovered(f"{name} has a bias, none is covered")
     if (conv.in_channels, conv.out_channels, conv.groups) != (channels,) * 3:
@@ -86,25 +137,47 @@ def depthwise_pool(name: str, conv: nn.Module, norm: nn.Module | None, channels:
             f"{name} has {conv.in_channels} -> {conv.out_channels} channels in {conv.groups} groups, "
             f"a depthwise convolution over {channels} is covered"
         )
-    if conv.dilation != (1, 1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if _set(conv.dilation) != {1} or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise NotCovered(
             f"{name} has dilation {conv.dilation}, padding {conv.padding!r}, padding mode {conv.padding_mode!r}; "
             "dilation 1 and zero padding in numbers are covered"
         )
-    pool = Pool("conv", _three(conv.kernel_size), _three(conv.stride), _three(conv.padding))
+    dims = 2 if isinstance(conv, TWO_DIMENSIONAL) else 3
+    kernel, stride = _three(conv.kernel_size, 1, dims), _three(conv.stride, 1, dims)
+    geometry = Pool("conv", kernel, stride, _three(conv.padding, 0, dims))
+    weight = conv.weight.unsqueeze(2) if dims == 2 else conv.weight
     if norm is None:
-        return PoolNorm(pool, conv.weight)
-    plain(f"{name} norm", norm, nn.LayerNorm)
+        return PoolNorm(geometry, weight)
+    plain(f"{name} norm", norm, type(norm) if full_name(type(norm)) in LAYER_NORMS else nn.LayerNorm)
     assert isinstance(norm, nn.LayerNorm)
     if tuple(norm.normalized_shape) != (channels,):
         raise NotCovered(f"{name} norm is over {tuple(norm.normalized_shape)}, ({channels},) is covered")
-    return PoolNorm(pool, conv.weight, norm.weight, norm.bias, norm.eps)
+    return PoolNorm(geometry, weight, norm.weight, norm.bias, norm.eps)
 
 
-def _three(sizes: tuple[int, ...]) -> tuple[int, int, int]:
-    t, h, w = sizes
+def pools(m: Any, channels: int) -> dict[str, Any]:
+    """The branches under the names that most libraries give them: `pool_q`, `norm_q`, and so on for k and v."""
+    return {
+        f"pool_{x}": pool(f"pool_{x}", getattr(m, f"pool_{x}"), getattr(m, f"norm_{x}", None), channels) for x in "qkv"
+    }
+
+
+def _set(value: int | tuple[int, ...]) -> set[int]:
+    return {value} if isinstance(value, int) else {*value}
+
+
+def _three(value: int | tuple[int, ...], fill: int, dims: int) -> Grid:
+    """A kernel, stride or padding of `dims` axes, or one number for all of them, on (T, H, W)."""
+    sizes = (value,) * dims if isinstance(value, int) else tuple(value)
+    t, h, w = (fill, *sizes) if dims == 2 else sizes
     return t, h, w
 
 
 def _each(sizes: Any) -> tuple[int, int, int]:
-    return (sizes, sizes, sizes) if isinstance(sizes, int) else _three(tuple(sizes))
+    return (sizes, sizes, sizes) if isinstance(sizes, int) else _three(tuple(sizes), 1, 3)
+
+
+def no_dropout(name: str, module: nn.Module | None) -> None:
+    """NotCovered where a module would drop attention weights in training."""
+    if module is not None and not isinstance(module, nn.Identity) and getattr(module, "p", 1.0) > 0:
+        raise NotCovered(f"{name} drops attention weights in training, no dropout there is covered")

@@ -15,12 +15,20 @@ KINDS = {"attention": "attention layers", "block": "blocks"}
 
 @dataclass(frozen=True)
 class Replaced:
-    """A layer that runs on mvit_kernels: its module name, and where its ops go for its parameters' dtype and device."""
+    """A layer that runs on mvit_kernels.
+
+    Attributes:
+        name: the module's name in the model.
+        backend: where its ops go for its parameters' dtype and device.
+        touched_tokens: k and v are projected only where their pooling reads.
+        host_pooling: a branch is pooled by the host's own code, the attention is fused.
+    """
 
     name: str
     backend: str
     touched_tokens: bool
     scope: str = "attention"
+    host_pooling: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,9 @@ class Report:
         lines = [line for scope in KINDS for line in self._summary(scope)]
         if self.already:
             lines.append(f"{len(self.already)} of them ran on mvit_kernels before")
-        lines += [f"left alone: {layer.name}  {layer.reason}" for layer in self.left_alone]
+        for reason in dict.fromkeys(layer.reason for layer in self.left_alone):
+            names = ", ".join(layer.name for layer in self.left_alone if layer.reason == reason)
+            lines.append(f"left alone: {names}  {reason}")
         return "\n".join(lines)
 
     def _summary(self, scope: str) -> list[str]:
@@ -69,7 +79,9 @@ class Report:
         for backend in dict.fromkeys(layer.backend for layer in running):
             group = [layer for layer in running if layer.backend == backend]
             touched = sum(layer.touched_tokens for layer in group)
+            hosted = sum(layer.host_pooling for layer in group)
             extra = f", {touched} of them with touched-token k/v" if touched else ""
+            extra += f", {hosted} of them with the host's own pooling" if hosted else ""
             lines.append(f"{self.model}: {len(group)} of {total} {KINDS[scope]} on {backend}{extra}")
         return lines
 
@@ -88,8 +100,7 @@ def _replaced_block(name: str, layer: Block) -> Replaced:
 
 
 def _replaced_attention(name: str, layer: MHPA) -> Replaced:
-    linear = layer.qkv.linear if isinstance(layer.qkv, Fused) else layer.qkv.q
-    weight = linear.weight
+    weight = layer.weight
     width = weight.shape[0] // (3 if isinstance(layer.qkv, Fused) else 1)
     problem = AttentionProblem(
         device=weight.device.type,
@@ -104,4 +115,4 @@ def _replaced_attention(name: str, layer: MHPA) -> Replaced:
         residual=layer.residual,
         needs_grad=torch.is_grad_enabled() and weight.requires_grad,
     )
-    return Replaced(name, backends.describe_choice(problem), layer.uses_touched_tokens)
+    return Replaced(name, backends.describe_choice(problem), layer.uses_touched_tokens, host_pooling=layer.host_pooling)

@@ -66,11 +66,10 @@ def _make_class(host: type[nn.Module]) -> type[nn.Module]:
             tracer: Any = args[0].tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         try:
-            layer = adapter.describe(self)
+            return adapter.layout.run(self, adapter.describe(self), *args, **kwargs)
         except NotCovered as reason:
             _warn(host.__name__, str(reason))
             return host.forward(self, *args, **kwargs)
-        return adapter.run(layer, *args, **kwargs)
 
     def extra_repr(self: nn.Module) -> str:
         return ", ".join(part for part in (host.extra_repr(self), "forward by mvit_kernels") if part)
@@ -101,7 +100,7 @@ _WARNED: set[tuple[str, str]] = set()
 
 @torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
 def _warn(name: str, reason: str) -> None:
-    """Once per reason: a layer that was covered when accelerated has changed since."""
+    """Once per reason: a layer has changed since it was accelerated, or is asked for what a fused one does not have."""
     if (name, reason) not in _WARNED:
         _WARNED.add((name, reason))
         warnings.warn(f"mvit_kernels: {name} runs its own forward: {reason}", stacklevel=4)

@@ -10,11 +10,11 @@ from ..description import MHPA, Block, Fused, PoolNorm, RelPos
 from ..hooks import has_hooks, inactive_dropout
 from ..problem import Pool
 from ..rel_pos_tables import torchvision_index
-from . import blocks, parts
+from . import blocks, layouts, parts
 from .adapter import NotCovered, adapts
 
 
-@adapts("torchvision.models.video.mvit.MultiscaleAttention")
+@adapts(layouts.tokens_and_grid("thw", 3, tuple, always=True), "torchvision.models.video.mvit.MultiscaleAttention")
 def describe(m: Any) -> MHPA:
     with_cls = "all" if m.residual_with_cls_embed else "no_cls"
     tables = (m.rel_pos_t, m.rel_pos_h, m.rel_pos_w)
@@ -51,7 +51,7 @@ def _pool(name: str, module: Any, channels: int) -> PoolNorm | None:
     return parts.depthwise_pool(f"{name}.pool", module.pool, norm, channels)
 
 
-@adapts("torchvision.models.video.mvit.MultiscaleBlock", run=blocks.run_with_tuple_grid, scope="block")
+@adapts(blocks.LAYOUT, "torchvision.models.video.mvit.MultiscaleBlock", scope="block")
 def describe_block(m: Any) -> Block:
     from torchvision.ops import StochasticDepth
 

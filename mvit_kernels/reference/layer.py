@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..description import MHPA, Fused, PoolNorm
+from .. import windows
+from ..description import MHPA, Fused, HostPool, PoolNorm
 from ..problem import Grid
 from ..rel_pos_tables import gather_table
 from .decomposed_rel_pos import decomposed_rel_pos
@@ -23,8 +26,7 @@ def multi_head_pooling_attention(layer: MHPA, x: Tensor, thw: Grid) -> tuple[Ten
     """
     if layer.pool_first:
         folded = split_heads(x, layer.pool_heads)
-        branches = (layer.pool_q, layer.pool_k, layer.pool_v)
-        pooled = [pool_branch(folded, branch, thw, layer.has_cls) for branch in branches]
+        pooled = [pool_branch(folded, branch, thw, layer.has_cls) for branch in layer.pools]
         projected = [project(layer, merge_heads(tokens), i) for i, (tokens, _) in enumerate(pooled)]
         q, k, v = (split_heads(tokens, layer.heads) for tokens in projected)
         grid_q, grid_k = pooled[0][1], pooled[1][1]
@@ -34,12 +36,26 @@ def multi_head_pooling_attention(layer: MHPA, x: Tensor, thw: Grid) -> tuple[Ten
         k, grid_k = pool_branch(k, layer.pool_k, thw, layer.has_cls)
         v, _ = pool_branch(v, layer.pool_v, thw, layer.has_cls)
 
+    if layer.windows is None:
+        return layer.out(attend(layer, q, k, v, grid_q, grid_k).flatten(2)), grid_q
+    (win_q, win_k), (size_q, size_k) = windows.partitions("mhpa", layer.windows, grid_q, grid_k)
+    inside = replace(layer, residual="none")
+    cut_q = windows.partition(q, grid_q, size_q)
+    cut_k, cut_v = (windows.partition(x, grid_k, size_k) for x in (k, v))
+    out = windows.merge(attend(inside, cut_q, cut_k, cut_v, win_q, win_k), grid_q, size_q)
+    if layer.residual != "none":
+        out = out + q.transpose(1, 2)
+    return layer.out(out.flatten(2)), grid_q
+
+
+def attend(layer: MHPA, q: Tensor, k: Tensor, v: Tensor, grid_q: Grid, grid_k: Grid) -> Tensor:
+    """Pooled q, k, v (B, H, N, D) -> (B, Nq, H, D)."""
     rows = None
     if layer.rel_pos is not None:
         rel = layer.rel_pos
         tables = [
-            None if table is None else gather_table(table, num_q, num_k, rel.index)
-            for table, num_q, num_k in zip((rel.t, rel.h, rel.w), grid_q, grid_k, strict=True)
+            None if table is None else gather_table(table, num_q, num_k, rel.index, axis in rel.resized)
+            for axis, table, num_q, num_k in zip("thw", (rel.t, rel.h, rel.w), grid_q, grid_k, strict=True)
         ]
         rows = decomposed_rel_pos(
             q, grid_q, grid_k, has_cls=layer.has_cls, table_t=tables[0], table_h=tables[1], table_w=tables[2]
@@ -47,7 +63,7 @@ def multi_head_pooling_attention(layer: MHPA, x: Tensor, thw: Grid) -> tuple[Ten
     out, _ = pooling_attention(
         q, k, v, rel_pos=rows, grid_k=grid_k, scale=layer.scale, has_cls=layer.has_cls, residual=layer.residual
     )
-    return layer.out(out.flatten(2)), grid_q
+    return out
 
 
 def project(layer: MHPA, x: Tensor, branch: int) -> Tensor:
@@ -70,10 +86,12 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def pool_branch(x: Tensor, branch: PoolNorm | None, thw: Grid, has_cls: bool) -> tuple[Tensor, Grid]:
+def pool_branch(x: Tensor, branch: PoolNorm | HostPool | None, thw: Grid, has_cls: bool) -> tuple[Tensor, Grid]:
     """Pool one branch; without a pool it keeps its tokens, its grid and its scale."""
     if branch is None:
         return x, thw
+    if isinstance(branch, HostPool):
+        return branch.call(x, thw)
     y = pool3d_norm(
         x,
         thw,
