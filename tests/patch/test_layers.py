@@ -15,6 +15,7 @@ from mvit_kernels import accelerate, restore
 from mvit_kernels.patch.swap import is_accelerated
 from tests.numerics import assert_within_rule
 
+from . import supported_models
 from .layers import HOST_POOLING, LAYERS, Layer
 
 
@@ -123,3 +124,7 @@ def test_what_is_left_alone_has_its_reason_and_its_own_forward(case) -> None:
     assert type(module) is cls
     if layer.runs:
         module(*inputs)
+
+
+def test_the_table_of_supported_models_is_up_to_date() -> None:
+    assert supported_models.PATH.read_text() == supported_models.text(), "run python -m tests.patch.supported_models"
