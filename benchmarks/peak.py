@@ -16,14 +16,19 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 ROUNDS = 4_000_000
 
 
-def multiply_adds(dtype: torch.dtype) -> int:
-    """Do nothing but multiply-adds in registers, on every thread of torch's number, and say how many there were."""
+def multiply_adds_here(dtype: torch.dtype) -> int:
+    """Do nothing but multiply-adds in registers, on this thread, and say how many there were."""
     probe = ctypes.CDLL(str(_library.LIBRARY)).mvit_kernels_cpu_multiply_adds
     probe.argtypes, probe.restype = [ctypes.c_int32, ctypes.c_int64], ctypes.c_int64
+    done: int = probe(DTYPE_CODES[dtype], ROUNDS)
+    return done
+
+
+def multiply_adds(dtype: torch.dtype) -> int:
+    """The same on every thread of torch's number at once; of all of them."""
     done: list[int] = []
     threads = [
-        threading.Thread(target=lambda: done.append(probe(DTYPE_CODES[dtype], ROUNDS)))
-        for _ in range(torch.get_num_threads())
+        threading.Thread(target=lambda: done.append(multiply_adds_here(dtype))) for _ in range(torch.get_num_threads())
     ]
     for thread in threads:
         thread.start()
@@ -46,7 +51,7 @@ def layer_multiply_adds(shape: LayerShape, attention: nn.Module) -> float:
     total += 2 * _pooling(shape.pool_kv, tokens(shape.grid_kv), channels)
     if any(shape.table_rows):
         total += shape.num_q * channels * sum(shape.grid_kv)
-    return total + 2 * shape.num_scores * shape.head_dim
+    return total + 2 * shape.scores * shape.head_dim
 
 
 def _pooling(pool: Pool | None, outputs: int, channels: int) -> int:

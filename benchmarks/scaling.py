@@ -53,7 +53,7 @@ def measured(frames: int, crop: int, batch: int, value: int, repeats: int) -> Po
     with torch.inference_mode(), use_backend("cpu"):
         timings = measure.time_alternating({"layers": all_layers}, repeats=repeats, warmup=1)
         peak = max(measure.peak_extra_memory(call) for call in calls[:2])
-    tokens, scores = sum(shape.num_tokens for shape in shapes), sum(shape.num_scores for shape in shapes)
+    tokens, scores = sum(shape.num_tokens for shape in shapes), sum(shape.scores for shape in shapes)
     return Point(value, min(timings.seconds["layers"]), batch * tokens, batch * scores, peak)
 
 

@@ -14,12 +14,18 @@ constexpr int kSums = 12;
 template <class S> int64_t multiply_adds(int64_t rounds) {
     using T = accumulator<S>;
     vec<T> sums[kSums] = {}, x = broadcast<T>(T(0x1p-30));
+    T y = T(0x1p-30);
+    keep_vector<T>(x); // or the compiler adds the product of two constants
+    asm("" : "+m"(y));
     for (int64_t i = 0; i < rounds; ++i)
 #pragma GCC unroll 24
         for (int j = 0; j < kSums; ++j) {
-            multiply_add<S>(sums[j], x, T(0x1p-30));
+            multiply_add<S>(sums[j], x, y);
             keep_vector<T>(sums[j]);
         }
+#pragma GCC unroll 24
+    for (int j = 0; j < kSums; ++j)
+        asm volatile("" ::MVIT_VECTOR_REGISTER(sums[j])); // or it does nothing at all
     return rounds * kSums * lanes<T> * kPair<S>;
 }
 
