@@ -51,6 +51,7 @@ def forward(
         q = windows.partition(q, grid_q, size_q)
         k, v = windows.partition(k, grid_k, size_k), windows.partition(v, grid_k, size_k)
         out = windows.merge(_attend(layer, q, k, v, win_q, win_k), grid_q, size_q)
+    del q, k, v  # or they live through the projection, where the memory peaks
     return _project_out(layer, out.flatten(2), residual), grid_q if layer.looks_at_grid else thw
 
 
