@@ -2,9 +2,9 @@
 
     pytest benchmarks/test_cpu_targets.py
 
-Each row is one run, alternating: its ratio is the median, over rounds, of eager's seconds over the kernels' seconds in the same round. Inputs are
-those that the layers get in a forward of the model with random weights. The bar is reported, not asserted: how fast a
-machine is, is no property of the code.
+Each row is one run, alternating: its ratio is the median, over rounds, of eager's seconds over the kernels' seconds in
+the same round. Inputs are those that the layers get in a forward of the model with random weights. The bar is reported,
+not asserted: how fast a machine is, is no property of the code.
 """
 
 from __future__ import annotations
