@@ -3,7 +3,7 @@
     python benchmarks/alternatives.py                      # mvit_v1_b and mvit_v2_s in float32
     python benchmarks/alternatives.py --dtype bfloat16     # autocast for PyTorch, bf16 inference for OpenVINO
 
-Every implementation's logits are first compared with eager's in float64; a wrong one is not timed. One that is not
+Every implementation's logits are first compared with eager's in float32; a wrong one is not timed. One that is not
 installed, or fails, is a row with the reason. Ratios are medians of the ratios within each round.
 
 With --cpu-time everything runs on one thread and the process's CPU seconds are taken, for a machine that is busy with
@@ -126,7 +126,7 @@ def main() -> None:
         x = torch.randn(options.batch, 3, 16, 224, 224, generator=torch.Generator().manual_seed(1))
         half = options.dtype == "bfloat16"
         with torch.inference_mode():
-            expected = copy.deepcopy(model).double()(x.double())
+            expected = model(x).double()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             makers = implementations(model, x, options.dtype)
             makers = {key: make for key, make in makers.items() if key not in options.without}
