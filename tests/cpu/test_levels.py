@@ -32,7 +32,7 @@ def lower_levels() -> list[str]:
 
 
 def run_at(level: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MVIT_KERNELS_CPU_LEVEL": level, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "MVIT_KERNELS_CPU_LEVEL": level, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
