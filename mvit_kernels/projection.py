@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import ops
+from . import ops, reference
 
 
 def project(x: Tensor, layer: nn.Linear, *, residual: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -20,6 +21,8 @@ def linear(
 
     The residual stream keeps its dtype: a float32 residual of a bfloat16 projection gives a float32 result.
     """
+    if is_traceable_wrapper_subclass(weight):  # DTensor, a quantised weight: its class says what a linear does
+        return reference.linear(x, weight, bias, residual=residual, activation=activation)
     x = x.to(compute_dtype(x))
     wide = torch.promote_types(x.dtype, torch.float32)
     if weight.dtype not in (x.dtype, wide):

@@ -55,7 +55,7 @@ def layer_norm(
         raise TypeError(f"{op}: dtype is {dtype} for x of {x.dtype}, {x.dtype} is right (or a half one for float32)")
     checks.same_device(op, ("x", x), ("weight", weight), ("bias", bias))
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    problem = LayerNormProblem(x.device.type, x.dtype, x.shape[:-1].numel(), channels, dtype, needs_grad)
+    problem = LayerNormProblem(x.device.type, x.dtype, math.prod(x.shape[:-1]), channels, dtype, needs_grad)
     return select(problem).layer_norm(x, weight, bias, eps, dtype=dtype)
 
 

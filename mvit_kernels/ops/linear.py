@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def linear(
         raise ValueError(f"{op}: activation is {activation!r}, one of {', '.join(ACTIVATIONS)} is right")
     checks.same_device(op, ("x", x), ("weight", weight), ("bias", bias), ("residual", residual))
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual))
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])
     problem = LinearProblem(
         x.device.type, x.dtype, rows, inputs, outputs, bias is not None, residual is not None, activation, needs_grad
     )

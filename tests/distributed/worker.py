@@ -56,7 +56,7 @@ def ddp() -> tuple[Named, Named]:
     parallel = DistributedDataParallel(model)
     with backends.record() as log:
         parallel(mine(clips(4))).square().mean().backward()
-    assert len(log) == 6, log
+    assert sum(decision.problem.op == "pooling_attention" for decision in log) == 2, log
     return whole_gradients(model), expected
 
 
@@ -74,7 +74,7 @@ def fsdp(accelerate_first: bool) -> tuple[Named, Named]:
         assert len(mvit_kernels.accelerate(model).replaced) == 2
     with backends.record() as log:
         model(mine(clips(4))).square().mean().backward()
-    assert len(log) == 6, log
+    assert sum(decision.problem.op == "pooling_attention" for decision in log) == 2, log
     found = whole_gradients(model)
     mvit_kernels.restore(model)
     attention = model.blocks[0].attn
