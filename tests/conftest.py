@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    # Before triton is imported: its kernels then run in its interpreter, for the tests in tests/triton.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mvit_kernels import backends
 

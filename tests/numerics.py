@@ -54,7 +54,8 @@ class Guarded:
     margin = 67
     """Elements before and after each tensor: odd, so that nothing is aligned."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, device: str = "cpu") -> None:
+        self.device = device
         self.generator = torch.Generator().manual_seed(seed)
         self.buffers: list[tuple[Tensor, Tensor]] = []
 
@@ -63,11 +64,11 @@ class Guarded:
         values = (scale * torch.randn(*shape, generator=self.generator, dtype=torch.float64)).to(dtype)
         if len(shape) == 4:
             batch, heads, tokens, dim = shape
-            buffer = torch.full((batch * tokens * 3 * heads * dim + 2 * self.margin,), torch.nan, dtype=dtype)
+            buffer = torch.full((batch * tokens * 3 * heads * dim + 2 * self.margin,), torch.nan, dtype=dtype, device=self.device)
             fused = buffer[self.margin : buffer.numel() - self.margin].view(batch, tokens, 3, heads, dim)
             view = fused[:, :, 1].transpose(1, 2)
         else:
-            buffer = torch.full((values.numel() + 2 * self.margin,), torch.nan, dtype=dtype)
+            buffer = torch.full((values.numel() + 2 * self.margin,), torch.nan, dtype=dtype, device=self.device)
             view = buffer[self.margin : self.margin + values.numel()].view(shape)
         view.copy_(values)
         self.buffers.append((buffer, buffer.clone()))

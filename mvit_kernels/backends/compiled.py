@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from .base import Backend
 
 
 class CompiledBackend(Backend):
+    namespace = "mvit_kernels"
+
+    @property
+    def ops(self) -> Any:
+        return getattr(torch.ops, self.namespace)
+
     def reasons_here(self) -> Iterator[str]:
         if torch._C._are_functorch_transforms_active():
             yield "inside a torch.func transform: the compiled ops have no rules for vmap, jvp and nested grad"
@@ -33,7 +40,7 @@ class CompiledBackend(Backend):
         norm_bias: Tensor | None,
         norm_eps: float | None,
     ) -> Tensor:
-        return torch.ops.mvit_kernels.pool3d_norm(
+        return self.ops.pool3d_norm(
             x, thw, has_cls, pool.mode, pool.kernel, pool.stride, pool.padding, weight, norm_weight, norm_bias, norm_eps
         )
 
@@ -49,7 +56,7 @@ class CompiledBackend(Backend):
         norm_bias: Sequence[Tensor | None],
         norm_eps: Sequence[float | None],
     ) -> list[Tensor]:
-        return torch.ops.mvit_kernels.qkv_pool3d_norm(
+        return self.ops.qkv_pool3d_norm(
             list(x),
             _flat(thw),
             has_cls,
@@ -72,7 +79,7 @@ class CompiledBackend(Backend):
         table_h: Tensor | None,
         table_w: Tensor | None,
     ) -> Tensor:
-        return torch.ops.mvit_kernels.decomposed_rel_pos(q, grid_q, grid_k, has_cls, table_t, table_h, table_w)
+        return self.ops.decomposed_rel_pos(q, grid_q, grid_k, has_cls, table_t, table_h, table_w)
 
     def pooling_attention(
         self,
@@ -87,7 +94,7 @@ class CompiledBackend(Backend):
         residual: str,
     ) -> tuple[Tensor, Tensor]:
         grid = (0, 0, 0) if grid_k is None else grid_k
-        return torch.ops.mvit_kernels.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual)
+        return self.ops.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual)
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None, activation: str

@@ -4,6 +4,7 @@ Importing this package defines `torch.ops.mvit_kernels.*` with fakes and autogra
 public functions check their arguments, pick a backend and call it.
 """
 
+from ..triton_kernels import ops as _triton_ops  # noqa: F401  registers the implementations
 from .decomposed_rel_pos import decomposed_rel_pos
 from .layer_norm import layer_norm
 from .linear import linear

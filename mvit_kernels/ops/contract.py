@@ -13,9 +13,43 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("mvit_kernels", "FRAGMENT")
+NAMESPACES = ("mvit_kernels", "mvit_kernels_triton")
+"""One op, two sets of kernels for the same devices: the compiled library's, and Triton's. The contract is common."""
+
+LIBRARIES = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespace in NAMESPACES}
+
+LIBRARY = LIBRARIES["mvit_kernels"]
+"""For what the compiled library alone has."""
 
 Tensors = Sequence["Tensor | None"]
+
+
+def define(schema: str) -> None:
+    """Define an op in every namespace."""
+    for library in LIBRARIES.values():
+        library.define(schema)
+
+
+def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate the function that gives `op` its shapes, in every namespace."""
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        for namespace, library in LIBRARIES.items():
+            torch.library.register_fake(f"{namespace}::{op}", fake, lib=library)
+        return fake
+
+    return register
+
+
+def register_autograd(op: str, backward: Callable[..., Any], setup_context: Callable[[Any, Any, Any], None]) -> None:
+    """Make `op` differentiable in every namespace; `backward` finds the ops of its own namespace in `ctx.ops`."""
+    for namespace, library in LIBRARIES.items():
+
+        def setup(ctx: Any, inputs: Any, output: Any, namespace: str = namespace) -> None:
+            ctx.ops = getattr(torch.ops, namespace)
+            setup_context(ctx, inputs, output)
+
+        torch.library.register_autograd(f"{namespace}::{op}", backward, setup_context=setup, lib=library)
 
 
 def recomputed_gradients(
@@ -65,4 +99,4 @@ def register_not_differentiable(op: str) -> None:
     def backward(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"{op}_backward is not differentiable: differentiate {op} with create_graph=True")
 
-    torch.library.register_autograd(f"mvit_kernels::{op}_backward", backward, setup_context=setup_context, lib=LIBRARY)
+    register_autograd(f"{op}_backward", backward, setup_context)

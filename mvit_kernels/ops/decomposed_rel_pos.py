@@ -12,14 +12,21 @@ from .. import reference
 from ..backends import select
 from ..problem import RelPosProblem
 from . import checks
-from .contract import LIBRARY, present, recomputed_gradients, register_not_differentiable
+from .contract import (
+    define,
+    present,
+    recomputed_gradients,
+    register_autograd,
+    register_fake,
+    register_not_differentiable,
+)
 from .pool3d_norm import grid3
 
-LIBRARY.define(
+define(
     "decomposed_rel_pos(Tensor q, SymInt[] grid_q, SymInt[] grid_k, bool has_cls, "
     "Tensor? table_t, Tensor? table_h, Tensor? table_w) -> Tensor"
 )
-LIBRARY.define(
+define(
     "decomposed_rel_pos_backward(Tensor grad, Tensor q, SymInt[] grid_q, SymInt[] grid_k, bool has_cls, "
     "Tensor? table_t, Tensor? table_h, Tensor? table_w, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -74,7 +81,7 @@ def decomposed_rel_pos(
     )
 
 
-@torch.library.register_fake("mvit_kernels::decomposed_rel_pos", lib=LIBRARY)
+@register_fake("decomposed_rel_pos")
 def _fake(
     q: Tensor,
     grid_q: Sequence[int],
@@ -87,7 +94,7 @@ def _fake(
     return q.new_empty(*q.shape[:3], sum(grid_k), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.register_fake("mvit_kernels::decomposed_rel_pos_backward", lib=LIBRARY)
+@register_fake("decomposed_rel_pos_backward")
 def _fake_backward(
     grad: Tensor,
     q: Tensor,
@@ -119,7 +126,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     else:
         needs = [q_needs, t_needs, h_needs, w_needs]
         tokens, *tables = ctx.saved_tensors
-        gradients = torch.ops.mvit_kernels.decomposed_rel_pos_backward(
+        gradients = ctx.ops.decomposed_rel_pos_backward(
             grad, tokens, ctx.grid_q, ctx.grid_k, ctx.has_cls, *tables, needs
         )
         q, t, h, w = present(gradients, needs)
@@ -135,7 +142,5 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return recomputed_gradients(forward, ctx.saved_tensors, [grad])
 
 
-torch.library.register_autograd(
-    "mvit_kernels::decomposed_rel_pos", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("decomposed_rel_pos", _backward, _setup_context)
 register_not_differentiable("decomposed_rel_pos")

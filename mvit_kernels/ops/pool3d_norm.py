@@ -12,10 +12,10 @@ from .. import reference
 from ..backends import select
 from ..problem import Grid, Pool, PoolProblem, tokens
 from . import checks
-from .contract import LIBRARY, recomputed_gradients
+from .contract import define, recomputed_gradients, register_autograd, register_fake
 from .pool_backward import pool_gradients
 
-LIBRARY.define(
+define(
     "pool3d_norm(Tensor x, SymInt[] thw, bool has_cls, str mode, int[] kernel, int[] stride, int[] padding, "
     "Tensor? weight, Tensor? norm_weight, Tensor? norm_bias, float? norm_eps) -> Tensor"
 )
@@ -96,7 +96,7 @@ def empty_output(x: Tensor, thw: Grid, has_cls: bool, pool: Pool) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], int(has_cls) + tokens(pool.out_grid(thw)), x.shape[3])
 
 
-@torch.library.register_fake("mvit_kernels::pool3d_norm", lib=LIBRARY)
+@register_fake("pool3d_norm")
 def _fake(
     x: Tensor,
     thw: Sequence[int],
@@ -130,7 +130,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, norm_weight, norm_bias = _differentiable_gradients(ctx, grad)
     else:
         ((x, weight, norm_weight, norm_bias),) = pool_gradients(
-            [grad], ctx.saved_tensors, [ctx.thw], [ctx.pool], ctx.has_cls, [ctx.norm_eps]
+            ctx.ops, [grad], ctx.saved_tensors, [ctx.thw], [ctx.pool], ctx.has_cls, [ctx.norm_eps]
         )
     return x, None, None, None, None, None, None, weight, norm_weight, norm_bias, None
 
@@ -151,4 +151,4 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return recomputed_gradients(forward, ctx.saved_tensors, [grad])
 
 
-torch.library.register_autograd("mvit_kernels::pool3d_norm", _backward, setup_context=_setup_context, lib=LIBRARY)
+register_autograd("pool3d_norm", _backward, _setup_context)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..problem import Grid, Pool, stored_eps
-from .contract import LIBRARY, present, register_not_differentiable
+from .contract import define, present, register_fake, register_not_differentiable
 
-LIBRARY.define(
+define(
     "qkv_pool3d_norm_backward(Tensor[] grad, Tensor[] x, SymInt[] thw, bool has_cls, str[] mode, int[] kernel, "
     "int[] stride, int[] padding, Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float[] norm_eps, "
     "bool[] needs) -> Tensor[]"
 )
 
 
-@torch.library.register_fake("mvit_kernels::qkv_pool3d_norm_backward", lib=LIBRARY)
+@register_fake("qkv_pool3d_norm_backward")
 def _fake_backward(
     grad: Sequence[Tensor],
     x: Sequence[Tensor],
@@ -54,6 +54,7 @@ def _tokens_like(x: Tensor) -> Tensor:
 
 
 def pool_gradients(
+    ops: Any,
     grad: Sequence[Tensor | None],
     inputs: Sequence[Tensor | None],
     thw: Sequence[Grid],
@@ -63,8 +64,8 @@ def pool_gradients(
 ) -> list[list[Tensor | None]]:
     """Per branch the gradients of x, weight, norm_weight and norm_bias, None where the input requires none.
 
-    `inputs` are the x of all branches, then their weights, norm weights and norm biases. A branch whose output has no
-    gradient is left out of the call.
+    `ops` is the namespace of the forward op. `inputs` are the x of all branches, then their weights, norm weights and
+    norm biases. A branch whose output has no gradient is left out of the call.
     """
     branches = len(grad)
     by_branch = [inputs[i::branches] for i in range(branches)]
@@ -82,7 +83,7 @@ def pool_gradients(
     x, *parameters = (
         [like.new_empty(0) if (value := by_branch[i][which]) is None else value for i in active] for which in range(4)
     )
-    gradients = torch.ops.mvit_kernels.qkv_pool3d_norm_backward(
+    gradients = ops.qkv_pool3d_norm_backward(
         [grad[i] for i in active],
         x,
         of_active(thw),

@@ -13,14 +13,21 @@ from .. import reference
 from ..backends import select
 from ..problem import RESIDUALS, AttentionProblem
 from . import checks
-from .contract import LIBRARY, present, recomputed_gradients, register_not_differentiable
+from .contract import (
+    define,
+    present,
+    recomputed_gradients,
+    register_autograd,
+    register_fake,
+    register_not_differentiable,
+)
 from .pool3d_norm import grid3
 
-LIBRARY.define(
+define(
     "pooling_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_pos, SymInt[] grid_k, float scale, bool has_cls, "
     "str residual) -> (Tensor, Tensor)"
 )
-LIBRARY.define(
+define(
     "pooling_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? rel_pos, "
     "Tensor lse, SymInt[] grid_k, float scale, bool has_cls, str residual, bool[] needs) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
@@ -103,7 +110,7 @@ def pooling_attention(
     return out
 
 
-@torch.library.register_fake("mvit_kernels::pooling_attention", lib=LIBRARY)
+@register_fake("pooling_attention")
 def _fake(
     q: Tensor,
     k: Tensor,
@@ -119,7 +126,7 @@ def _fake(
     return out, q.new_empty(batch, heads, num_q, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.register_fake("mvit_kernels::pooling_attention_backward", lib=LIBRARY)
+@register_fake("pooling_attention_backward")
 def _fake_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -156,7 +163,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     if grad_out is None:
         grad_out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
     needs = ctx.needs_input_grad[:4]
-    gradients = torch.ops.mvit_kernels.pooling_attention_backward(
+    gradients = ctx.ops.pooling_attention_backward(
         grad_out, grad_lse, q, k, v, rel_pos, lse, ctx.grid_k, ctx.scale, ctx.has_cls, ctx.residual, needs
     )
     return *present(gradients, needs), None, None, None, None
@@ -180,5 +187,5 @@ def _differentiable_gradients(
     return recomputed_gradients(forward, inputs, [grad_out, grad_lse])
 
 
-torch.library.register_autograd("mvit_kernels::pooling_attention", _backward, setup_context=_setup_context, lib=LIBRARY)
+register_autograd("pooling_attention", _backward, _setup_context)
 register_not_differentiable("pooling_attention")

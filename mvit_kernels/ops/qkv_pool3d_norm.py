@@ -12,13 +12,13 @@ from .. import reference
 from ..backends import select
 from ..problem import Grid, Pool, QkvPoolProblem
 from . import checks
-from .contract import LIBRARY, recomputed_gradients
+from .contract import define, recomputed_gradients, register_autograd, register_fake
 from .pool3d_norm import check_branch, empty_output, grid3
 from .pool_backward import pool_gradients
 
 # In a list an absent parameter is a tensor without elements, an absent norm_eps is -1: autograd does not reach
 # into Tensor?[], and AOTInductor does not store float?[].
-LIBRARY.define(
+define(
     "qkv_pool3d_norm(Tensor[] x, SymInt[] thw, bool has_cls, str[] mode, int[] kernel, int[] stride, int[] padding, "
     "Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float[] norm_eps) -> Tensor[]"
 )
@@ -91,7 +91,7 @@ def _pools(mode: Sequence[str], kernel: Sequence[int], stride: Sequence[int], pa
     return [Pool(*geometry) for geometry in zip(mode, _grids(kernel), _grids(stride), _grids(padding), strict=True)]
 
 
-@torch.library.register_fake("mvit_kernels::qkv_pool3d_norm", lib=LIBRARY)
+@register_fake("qkv_pool3d_norm")
 def _fake(
     x: Sequence[Tensor],
     thw: Sequence[int],
@@ -122,7 +122,7 @@ def _backward(ctx: Any, grad: list[Tensor | None]) -> tuple[list[Tensor | None] 
     if torch.is_grad_enabled():
         flat = _differentiable_gradients(ctx, grad)
     else:
-        branches = pool_gradients(grad, ctx.saved_tensors, ctx.thw, ctx.pool, ctx.has_cls, ctx.norm_eps)
+        branches = pool_gradients(ctx.ops, grad, ctx.saved_tensors, ctx.thw, ctx.pool, ctx.has_cls, ctx.norm_eps)
         flat = [branches[i][which] for which in range(4) for i in range(n)]
     parameters = (flat[n : 2 * n], flat[2 * n : 3 * n], flat[3 * n :])
     return flat[:n], None, None, None, None, None, None, *parameters, None
@@ -147,4 +147,4 @@ def _differentiable_gradients(ctx: Any, grad: list[Tensor | None]) -> list[Tenso
     return recomputed_gradients(forward, ctx.saved_tensors, grad)
 
 
-torch.library.register_autograd("mvit_kernels::qkv_pool3d_norm", _backward, setup_context=_setup_context, lib=LIBRARY)
+register_autograd("qkv_pool3d_norm", _backward, _setup_context)

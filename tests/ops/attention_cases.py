@@ -39,7 +39,7 @@ class AttentionCase:
         if self.rel_pos:
             rows = torch.randn(
                 self.batch, self.heads, self.num_q, sum(self.grid_k), generator=make.generator, dtype=torch.float64
-            ).to(rows_dtype)
+            ).to(make.device, rows_dtype)
         return {"q": q, "k": k, "v": v, "rel_pos": rows}
 
     @property

@@ -1,0 +1,82 @@
+"""Triton kernels on NVIDIA and AMD GPUs: nothing but torch and triton installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.util import find_spec
+
+import torch
+
+from ..problem import AttentionProblem, Problem, RelPosProblem
+from .compiled import CompiledBackend
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 128
+LEAST_CAPABILITY = (8, 0)
+
+_HAS_TRITON = find_spec("triton") is not None
+_interpreting: ContextVar[bool] = ContextVar("mvit_kernels_triton_interpreting", default=False)
+
+
+@contextmanager
+def interpret_on_cpu() -> Iterator[None]:
+    """Let this backend take CPU tensors inside the `with`, by Triton's interpreter: for tests, far slower.
+
+    Needs TRITON_INTERPRET=1 in the environment of the process.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET is not 1, or was set after this package was imported.
+    """
+    from ..triton_kernels import ops
+
+    if not ops.INTERPRETED:
+        raise RuntimeError(
+            "interpret_on_cpu: TRITON_INTERPRET is not set, TRITON_INTERPRET=1 before the start is right"
+        )
+    token = _interpreting.set(True)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+
+
+class TritonBackend(CompiledBackend):
+    name = "triton"
+    namespace = "mvit_kernels_triton"
+
+    def unavailable(self) -> str | None:
+        if not _HAS_TRITON:
+            return "triton is not installed: pip install triton"
+        if _interpreting.get():
+            return None
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA or HIP GPU on this machine"
+        if torch.version.hip is None:
+            capability = torch.cuda.get_device_capability()
+            if capability < LEAST_CAPABILITY:
+                return f"this GPU is sm_{capability[0]}{capability[1]}: sm_80 or newer"
+        return None
+
+    def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
+        missing = self.unavailable()
+        if missing is not None:
+            yield missing
+        if problem.device != ("cpu" if _interpreting.get() else "cuda"):
+            yield f"device {problem.device}: cuda"
+        if problem.dtype not in DTYPES:
+            yield f"dtype {problem.dtype}: float32, bfloat16 or float16"
+        if isinstance(problem, AttentionProblem) and problem.head_dim > MAX_HEAD_DIM:
+            yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
+
+        if problem.needs_grad or isinstance(problem, RelPosProblem):
+            yield "not there yet: gradients and decomposed_rel_pos"
+
+    def variant(self) -> str | None:
+        if self.unavailable() is not None or _interpreting.get():
+            return None
+        if torch.version.hip is not None:
+            return torch.cuda.get_device_properties().gcnArchName.partition(":")[0]
+        major, minor = torch.cuda.get_device_capability()
+        return f"sm_{major}{minor}"

@@ -1,0 +1,4 @@
+"""Triton kernels of the four ops, for NVIDIA and AMD GPUs.
+
+Importing a kernel module imports triton. Importing this package does not, nor does it ask for a driver.
+"""

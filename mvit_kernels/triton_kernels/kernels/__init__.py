@@ -1,0 +1,1 @@
+"""The Triton sources. What launches them is one level up."""
