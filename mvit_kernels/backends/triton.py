@@ -67,11 +67,9 @@ class TritonBackend(CompiledBackend):
             yield f"device {problem.device}: cuda"
         if problem.dtype not in DTYPES:
             yield f"dtype {problem.dtype}: float32, bfloat16 or float16"
-        if isinstance(problem, AttentionProblem) and problem.head_dim > MAX_HEAD_DIM:
+        matrix = isinstance(problem, (AttentionProblem, RelPosProblem))
+        if matrix and problem.head_dim > MAX_HEAD_DIM:
             yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
-
-        if problem.needs_grad or isinstance(problem, RelPosProblem):
-            yield "not there yet: gradients and decomposed_rel_pos"
 
     def variant(self) -> str | None:
         if self.unavailable() is not None or _interpreting.get():

@@ -70,6 +70,28 @@ def _qkv_pool3d_norm(
     return run_pool.forward(x, _grids(thw), has_cls, _pools(mode, kernel, stride, padding), *parameters, norm_eps)
 
 
+def _qkv_pool3d_norm_backward(
+    grad: Sequence[Tensor],
+    x: Sequence[Tensor],
+    thw: Sequence[int],
+    has_cls: bool,
+    mode: Sequence[str],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    weight: Sequence[Tensor],
+    norm_weight: Sequence[Tensor],
+    norm_bias: Sequence[Tensor],
+    norm_eps: Sequence[float | None],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    from . import run_pool
+
+    pools = _pools(mode, kernel, stride, padding)
+    parameters = (_present(weight), _present(norm_weight), _present(norm_bias))
+    return run_pool.backward(grad, x, _grids(thw), has_cls, pools, *parameters, norm_eps, needs)
+
+
 def _pooling_attention(*args: Any) -> tuple[Tensor, Tensor]:
     from . import run_attention
 
@@ -82,9 +104,24 @@ def _pooling_attention_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Ten
     return run_attention.backward(*args)
 
 
+def _decomposed_rel_pos(*args: Any) -> Tensor:
+    from . import run_rel_pos
+
+    return run_rel_pos.forward(*args)
+
+
+def _decomposed_rel_pos_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from . import run_rel_pos
+
+    return run_rel_pos.backward(*args)
+
+
 IMPLEMENTATIONS = {
     "pool3d_norm": _pool3d_norm,
     "qkv_pool3d_norm": _qkv_pool3d_norm,
+    "qkv_pool3d_norm_backward": _qkv_pool3d_norm_backward,
+    "decomposed_rel_pos": _decomposed_rel_pos,
+    "decomposed_rel_pos_backward": _decomposed_rel_pos_backward,
     "pooling_attention": _pooling_attention,
     "pooling_attention_backward": _pooling_attention_backward,
 }

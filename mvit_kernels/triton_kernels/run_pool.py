@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..problem import Grid, Pool, tokens
-from .blocks import ceil_div, split
+from .blocks import ceil_div, channel_block, power_of_two, split
 from .device import launch
 from .kernels import pool as kernels
-from .launch import pool_rows
+from .kernels import pool_backward as kernels_backward
+from .launch import pool_rows, splits
 from .run_attention import strides3, unit_of
 
 MODES = {"conv": 0, "avg": 1, "max": 2}
@@ -88,3 +89,127 @@ def forward(
         stages=1,
     )
     return outs
+
+
+def backward(
+    grad: Sequence[Tensor],
+    x: Sequence[Tensor],
+    thw: Sequence[Grid],
+    has_cls: bool,
+    pool: Sequence[Pool],
+    weight: Sequence[Tensor | None],
+    norm_weight: Sequence[Tensor | None],
+    norm_bias: Sequence[Tensor | None],
+    norm_eps: Sequence[float | None],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """The backward op: per branch the gradients of x, weight, norm weight and bias; no elements where not needed."""
+    found: list[Tensor] = []
+    branches = zip(grad, x, thw, pool, weight, norm_weight, norm_bias, norm_eps, strict=True)
+    for i, (g, x_, thw_, pool_, w, norm_w, norm_b, eps) in enumerate(branches):
+        found += _branch_backward(g, x_, thw_, has_cls, pool_, w, norm_w, norm_b, eps, needs[4 * i : 4 * i + 4])
+    return found
+
+
+def _branch_backward(
+    grad: Tensor,
+    x: Tensor,
+    thw: Grid,
+    has_cls: bool,
+    pool: Pool,
+    weight: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    batch, heads, num_in, dim = x.shape
+    nothing = x.new_empty(0)
+    inputs = (x, weight, norm_weight, norm_bias)
+    wanted = [need and value is not None for need, value in zip(needs, inputs, strict=True)]
+    if x.numel() == 0:
+        return [
+            value.new_zeros(value.shape) if value is not None and want else nothing
+            for value, want in zip(inputs, wanted, strict=True)
+        ]
+    if grad.stride(-1) != 1:
+        grad = grad.contiguous()
+    num_out, cls = grad.shape[2], int(has_cls)
+    constants = geometry(x, thw, pool, weight, (norm_weight, norm_bias, norm_eps))
+    unit = unit_of(x)
+    taps = grad if weight is None else by_tap(weight)
+    channels = taps.shape[-1]
+
+    dy, winners = grad, nothing
+    found_norm = [nothing, nothing]
+    if norm_eps is not None or (pool.mode == "max" and wanted[0]):
+        parts = split(dim)
+        rows, warps = pool_rows(parts, num_out)
+        programs = ceil_div(num_out, rows) * batch * heads
+        if norm_eps is not None:
+            dy = x.new_empty(batch, heads, num_out, dim)
+        if pool.mode == "max":
+            winners = x.new_empty(batch, heads, num_out, dim, dtype=torch.int16)
+        needs_sums = wanted[2] or wanted[3]
+        sums = x.new_empty(programs, 2, dim, dtype=torch.float32) if needs_sums else nothing
+        launch(
+            kernels_backward.pool_grad_outputs,
+            programs,
+            x,
+            *(x, grad, taps, taps if norm_weight is None else norm_weight, dy, sums, winners, norm_eps or 0.0),
+            *strides3(x, unit),
+            *strides3(grad, 1),
+            *(num_out, channels, heads, constants, unit, cls, int(needs_sums), dim, *parts, rows),
+            warps=warps,
+            stages=1,
+        )
+        if needs_sums:
+            total = sums.sum(0)
+            found_norm = [
+                total[i].to(p.dtype) if p is not None and want else nothing
+                for i, (p, want) in enumerate(zip((norm_weight, norm_bias), wanted[2:], strict=True))
+            ]
+    block = channel_block(dim)
+    blocks = ceil_div(dim, block)
+
+    grad_x = nothing
+    if wanted[0]:
+        grad_x = x.new_empty(x.shape)
+        rows = max(1, min(4096 // block, power_of_two(num_in)))
+        launch(
+            kernels_backward.pool_grad_inputs,
+            ceil_div(num_in, rows) * blocks * batch * heads,
+            x,
+            *(dy, winners, taps, grad_x),
+            *strides3(dy, 1),
+            *(num_in, num_out, channels, heads, constants, pool.out_grid(thw)[0], cls, dim, block, rows),
+            warps=4,
+            stages=1,
+        )
+    grad_weight = nothing
+    if weight is not None and wanted[1]:
+        outputs = num_out - cls
+        lines = pool.kernel[0] * pool.kernel[1] * blocks * batch * heads
+        rows = 2048 // block
+        steps = ceil_div(outputs, rows)
+        part_outputs = ceil_div(steps, splits(lines, steps)) * rows
+        slabs = ceil_div(outputs, part_outputs)
+        own = per_head(weight, heads, dim)
+        tap_sums = x.new_empty(
+            slabs * batch * (1 if own else heads), pool.kernel[0] * pool.kernel[1] * pool.kernel[2], channels,
+            dtype=torch.float32,
+        )  # fmt: skip
+        launch(
+            kernels_backward.pool_grad_weight,
+            lines * slabs,
+            x,
+            *(x, dy, tap_sums),
+            *strides3(x, unit),
+            *strides3(dy, 1),
+            *(outputs, channels, batch, heads, part_outputs, constants, unit, cls, dim, block, rows),
+            warps=4,
+            stages=1,
+        )
+        grad_weight = tap_sums.sum(0).t().reshape(weight.shape).to(weight.dtype)
+        grad_weight = grad_weight.contiguous()
+    return [grad_x, grad_weight, *found_norm]

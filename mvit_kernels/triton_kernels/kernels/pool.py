@@ -71,6 +71,9 @@ def pooled_part(
                         acc += x
     if MODE == AVG:
         acc *= 1.0 / (KT * KH * KW)
+    if MODE == MAX:
+        # Rows and channels that do not exist: nothing that a sum over either could meet.
+        acc = tl.where(valid[:, None] & (d < D)[None, :], acc, 0.0)
     return acc, best
 
 

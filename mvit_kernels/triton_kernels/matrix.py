@@ -1,0 +1,129 @@
+"""The kernel instantiations that published models need, and the table of what the compiler makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.shapes import LayerShape, layer_shapes
+from ..problem import Pool
+
+MODELS = ("mvit_v1_b_16x4", "mvit_v2_s_16x4", "mvit_v2_b_32x3", "mvit_v2_l_40x3")
+
+OPS = ("pool", "attention", "rel_pos")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer's op in one dtype, forward and backward."""
+
+    op: str
+    layer: LayerShape
+    dtype: torch.dtype
+
+    @property
+    def title(self) -> str:
+        layer = self.layer
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.op == "pool":
+            stride = "x".join(map(str, layer.pool_kv.stride)) if layer.pool_kv else "none"
+            return f"D {layer.head_dim} kv stride {stride} {dtype}"
+        return f"D {layer.head_dim} Nk {layer.num_kv} {dtype}"
+
+
+def distinct(layers: Iterable[LayerShape]) -> list[LayerShape]:
+    """Layers that need kernels of their own: other geometry, head dim or features; depth, width and batch do not."""
+    found: dict[Any, LayerShape] = {}
+    for layer in layers:
+        key = (layer.head_dim, layer.grid, layer.grid_kv, layer.pool_q, layer.pool_kv, layer.residual, layer.table_rows)
+        found.setdefault(key, layer)
+    return list(found.values())
+
+
+def cases(
+    models: Iterable[str] = MODELS, dtypes: Iterable[torch.dtype] = (torch.float16, torch.bfloat16)
+) -> list[Case]:
+    """Every op of every layer of `models` that needs kernels of its own."""
+    layers = distinct(layer for model in models for layer in layer_shapes(model))
+    return [
+        Case(op, layer, dtype)
+        for layer in layers
+        for dtype in dtypes
+        for op in OPS
+        if (op != "rel_pos" or any(layer.table_rows)) and (op != "pool" or layer.pool_kv is not None)
+    ]
+
+
+def launches(case: Case, batch: int = 2) -> Callable[[], Any]:
+    """A function that makes the launches of a case on meta tensors."""
+    from . import run_attention, run_pool, run_rel_pos
+
+    layer, dtype = case.layer, case.dtype
+    heads, dim = layer.heads, layer.head_dim
+
+    def tokens(n: int) -> Tensor:
+        return torch.empty(batch, heads, n, dim, dtype=dtype, device="meta")
+
+    def wide(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float32, device="meta")
+
+    if case.op == "pool":
+        pools: list[Pool] = [p for p in (layer.pool_q, layer.pool_kv, layer.pool_kv) if p is not None]
+        fused = torch.empty(batch, layer.num_tokens, 3, heads, dim, dtype=dtype, device="meta")
+        x = [fused[:, :, i].transpose(1, 2) for i in range(3 - len(pools), 3)]
+        n = len(pools)
+        weight: list[Tensor | None] = [wide(dim, 1, *p.kernel) if p.mode == "conv" else None for p in pools]
+        norm: list[Tensor | None] = [wide(dim)] * n
+        grids = [layer.grid] * n
+
+        def pool_run() -> None:
+            outs = run_pool.forward(x, grids, layer.has_cls, pools, weight, norm, norm, [1e-6] * n)
+            run_pool.backward(outs, x, grids, layer.has_cls, pools, weight, norm, norm, [1e-6] * n, [True] * 4 * n)
+
+        return pool_run
+    q = tokens(layer.num_q)
+    if case.op == "rel_pos":
+        tables = tuple(
+            torch.empty(nq, nk, dim, dtype=dtype, device="meta") if rows else None
+            for nq, nk, rows in zip(layer.grid_q, layer.grid_kv, layer.table_rows, strict=True)
+        )
+
+        def rel_pos_run() -> None:
+            rows = run_rel_pos.forward(q, layer.grid_q, layer.grid_kv, layer.has_cls, *tables)
+            run_rel_pos.backward(rows, q, layer.grid_q, layer.grid_kv, layer.has_cls, *tables, [True] * 4)
+
+        return rel_pos_run
+    k = tokens(layer.num_kv)
+    rows = wide(batch, heads, layer.num_q, sum(layer.grid_kv)) if any(layer.table_rows) else None
+    options = (layer.grid_kv, dim**-0.5, layer.has_cls, layer.residual)
+
+    def attention_run() -> None:
+        out, lse = run_attention.forward(q, k, k, rows, *options)
+        run_attention.backward(out, None, q, k, k, rows, lse, *options, [True] * 4)
+
+    return attention_run
+
+
+HEADER = ("kernel", "arch", "layer", "registers", "spilled B", "shared B", "tensor core", "async", "per SM")
+
+
+def table(arches: Iterable[str], chosen: Iterable[Case]) -> Iterable[tuple[str, ...]]:
+    """Rows under HEADER, one per kernel instantiation, as they are compiled."""
+    from .aot import compile_launches
+
+    chosen = list(chosen)
+    for arch in arches:
+        seen = set()
+        for case in chosen:
+            for report in compile_launches(arch, launches(case)):
+                if id(report) in seen:
+                    continue
+                seen.add(id(report))
+                cores = " ".join(f"{count} {kind}" for kind, count in sorted(report.tensor_core.items())) or "-"
+                numbers = (report.registers, report.spills, report.shared, cores, report.async_copies)
+                per_sm = str(report.blocks_per_multiprocessor)
+                yield (report.kernel, arch, case.title, *map(str, numbers), per_sm)
