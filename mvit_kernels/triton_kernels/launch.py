@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 
-from . import launch_table
+from . import launch_table, tuned
 from .blocks import ceil_div, power_of_two
 
 PROGRAMS = 512
@@ -31,10 +34,24 @@ def family(capability: tuple[int, int] | None) -> str:
     return {8: "sm80", 9: "sm90", 10: "sm100", 12: "sm120"}.get(major, f"sm{major}0")
 
 
+_forced: ContextVar[tuple[str, Launch] | None] = ContextVar("mvit_kernels_triton_launch", default=None)
+
+
+@contextmanager
+def launch_as(kernel: str, launch: Launch) -> Iterator[None]:
+    """Launch a matrix kernel so inside the `with`, whatever the tables say."""
+    token = _forced.set((kernel, launch))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
 def matrix_kernel(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, keys: int) -> Launch:
     """Launch of "forward", "grad_q" or "grad_kv"; the user's tuned table comes first (`tuned.py`)."""
-    from . import tuned
-
+    forced = _forced.get()
+    if forced is not None and forced[0] == kernel:
+        return forced[1]
     kind = "float32" if dtype == torch.float32 else "half"
     for rows in (tuned.rows(), launch_table.ROWS):
         for wanted in (arch, "any"):

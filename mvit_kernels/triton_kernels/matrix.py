@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..models.shapes import LayerShape, layer_shapes
 from ..problem import Pool
+from .launch import Launch, launch_as
+from .tuning import Key
 
 MODELS = ("mvit_v1_b_16x4", "mvit_v2_s_16x4", "mvit_v2_b_32x3", "mvit_v2_l_40x3")
 
@@ -48,7 +50,12 @@ def cases(
     models: Iterable[str] = MODELS, dtypes: Iterable[torch.dtype] = (torch.float16, torch.bfloat16)
 ) -> list[Case]:
     """Every op of every layer of `models` that needs kernels of its own."""
-    layers = distinct(layer for model in models for layer in layer_shapes(model))
+    return cases_of(distinct(layer for model in models for layer in layer_shapes(model)), dtypes)
+
+
+def cases_of(layers: Iterable[LayerShape], dtypes: Iterable[torch.dtype]) -> list[Case]:
+    """Every op that these layers have, in every dtype."""
+    dtypes = list(dtypes)
     return [
         Case(op, layer, dtype)
         for layer in layers
@@ -87,14 +94,14 @@ def launches(case: Case, batch: int = 2) -> Callable[[], Any]:
         return pool_run
     q = tokens(layer.num_q)
     if case.op == "rel_pos":
-        tables = tuple(
+        t, h, w = (
             torch.empty(nq, nk, dim, dtype=dtype, device="meta") if rows else None
             for nq, nk, rows in zip(layer.grid_q, layer.grid_kv, layer.table_rows, strict=True)
         )
 
         def rel_pos_run() -> None:
-            rows = run_rel_pos.forward(q, layer.grid_q, layer.grid_kv, layer.has_cls, *tables)
-            run_rel_pos.backward(rows, q, layer.grid_q, layer.grid_kv, layer.has_cls, *tables, [True] * 4)
+            rows = run_rel_pos.forward(q, layer.grid_q, layer.grid_kv, layer.has_cls, t, h, w)
+            run_rel_pos.backward(rows, q, layer.grid_q, layer.grid_kv, layer.has_cls, t, h, w, [True] * 4)
 
         return rel_pos_run
     k = tokens(layer.num_kv)
@@ -127,3 +134,43 @@ def table(arches: Iterable[str], chosen: Iterable[Case]) -> Iterable[tuple[str, 
                 numbers = (report.registers, report.spills, report.shared, cores, report.async_copies)
                 per_sm = str(report.blocks_per_multiprocessor)
                 yield (report.kernel, arch, case.title, *map(str, numbers), per_sm)
+
+
+def timer(layer: LayerShape, dtype: torch.dtype, batch: int) -> Callable[[Key, Launch], float]:
+    """Seconds of one attention kernel of a layer on this GPU with a launch of choice: the median of twenty runs."""
+    from . import run_attention
+
+    q, k = (
+        torch.randn(batch, layer.heads, n, layer.head_dim, device="cuda", dtype=dtype)
+        for n in (layer.num_q, layer.num_kv)
+    )
+    rows = (
+        torch.randn(batch, layer.heads, layer.num_q, sum(layer.grid_kv), device="cuda")
+        if any(layer.table_rows)
+        else None
+    )
+    options = (layer.grid_kv, layer.head_dim**-0.5, layer.has_cls, layer.residual)
+    out, lse = run_attention.forward(q, k, k, rows, *options)
+
+    def seconds(key: Key, launch: Launch) -> float:
+        with launch_as(key.kernel, launch):
+            needs = {"grad_q": [True, False, False, rows is not None], "grad_kv": [False, True, True, False]}
+
+            def once() -> None:
+                if key.kernel == "forward":
+                    run_attention.forward(q, k, k, rows, *options)
+                else:
+                    run_attention.backward(out, None, q, k, k, rows, lse, *options, needs[key.kernel])
+
+            once()
+            times = []
+            for _ in range(20):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                once()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / 1e3)
+        return sorted(times)[len(times) // 2]
+
+    return seconds

@@ -175,7 +175,7 @@ def _branch_backward(
     grad_x = nothing
     if wanted[0]:
         grad_x = x.new_empty(x.shape)
-        rows = max(1, min(4096 // block, power_of_two(num_in)))
+        rows = max(1, min(2048 // block, power_of_two(num_in)))
         launch(
             kernels_backward.pool_grad_inputs,
             ceil_div(num_in, rows) * blocks * batch * heads,
