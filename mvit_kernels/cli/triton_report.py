@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 
 from ..models import layer_shapes, list_models
-from ..triton_kernels import matrix
+from ..triton_kernels import matrix, traffic
 from .options import DTYPES, UsageError
 
 ARCHES = ("sm80", "sm90", "sm100", "sm120", "gfx9")
@@ -29,10 +29,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--op", choices=matrix.OPS, nargs="+", default=list(matrix.OPS), help="default: all")
     parser.add_argument("--block", type=int, metavar="N", help="one block of the model alone")
+    parser.add_argument(
+        "--bytes", action="store_true", help="instead, a model of the bytes moved, half precision, one sample"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.bytes:
+        for model in args.model:
+            print(f"{model}: MB of one sample, half precision; a model, not measured")
+            for row in (traffic.HEADER, *traffic.table(matrix.distinct(layer_shapes(model)))):
+                print(" | ".join(row))
+        return 0
     if find_spec("triton") is None:
         raise UsageError("triton-report: triton is not installed, pip install triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
