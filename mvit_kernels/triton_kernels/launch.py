@@ -62,10 +62,10 @@ def matrix_kernel(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, key
     raise AssertionError(f"no row for {kernel} {arch} {kind} head dim {head_dim} keys {keys}")
 
 
-def pool_rows(parts: tuple[int, int], outputs: int) -> tuple[int, int]:
-    """(output tokens, warps) of one pooling program: about 32 accumulators a thread."""
+def pool_rows(parts: tuple[int, int], outputs: int, values: int) -> tuple[int, int]:
+    """(output tokens, warps) of one pooling program of about `values` values."""
     width = sum(parts)
-    rows = max(1, min(32, 4096 // power_of_two(width)))
+    rows = max(1, min(32, values // power_of_two(width)))
     return min(rows, power_of_two(outputs)), 4
 
 

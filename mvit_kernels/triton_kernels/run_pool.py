@@ -64,7 +64,7 @@ def forward(
         return outs
     unit = unit_of(*x)
     parts = split(dim)
-    rows, warps = pool_rows(parts, max(out.shape[2] for out in outs))
+    rows, warps = pool_rows(parts, max(out.shape[2] for out in outs), 8192 // x[0].element_size())
     arguments: list[object] = []
     constants: list[tuple[int, ...]] = []
     for i, out in enumerate(outs):
@@ -144,7 +144,7 @@ def _branch_backward(
     found_norm = [nothing, nothing]
     if norm_eps is not None or (pool.mode == "max" and wanted[0]):
         parts = split(dim)
-        rows, warps = pool_rows(parts, num_out)
+        rows, warps = pool_rows(parts, num_out, 2048)
         programs = ceil_div(num_out, rows) * batch * heads
         if norm_eps is not None:
             dy = x.new_empty(batch, heads, num_out, dim)

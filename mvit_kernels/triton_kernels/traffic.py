@@ -1,11 +1,8 @@
 """A model of the bytes that one layer moves between memory and the GPU's caches: formulas on shapes, nothing measured.
 
 Counted is what comes from or goes to device memory when every tensor is larger than the L2 cache: each tensor that an
-op reads or writes, once per op that does. Within one kernel a second read of the same bytes (the halo of a pooling tile,
-the k and v of the next query tile) is taken to hit L1 or L2 and is not counted; :func:`pool_loads` says how often that
-is.
-
-Variables: B batch, H heads, D head dim, e bytes of an element, N tokens, Nq and Nk pooled tokens, S = Kt + Kh + Kw.
+op reads or writes, once per op that does. Within one kernel a second read of the same bytes (the halo of a pooling
+tile, the k and v of the next query tile) is taken to hit L1 or L2 and is not counted; see :func:`pool_loads`.
 """
 
 from __future__ import annotations
