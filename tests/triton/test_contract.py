@@ -38,7 +38,7 @@ def test_a_compiled_graph_has_no_break_and_serves_every_batch() -> None:
         return graph
 
     compiled = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
-    for batch in (2, 3, 4):
+    for batch in (5, 6, 9):  # unlike every other size, or it would share their symbol
         arguments = inputs(batch)
         torch.testing.assert_close(compiled(*arguments), layer(*arguments))
     assert len(graphs) == 1

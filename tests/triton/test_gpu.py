@@ -38,7 +38,7 @@ def inputs(batch: int = 2, dtype: torch.dtype = torch.float16) -> tuple:
 def test_torch_compile_takes_the_whole_graph_and_a_new_batch_needs_no_new_one() -> None:
     counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
-    for batch in (2, 3, 5):
+    for batch in (5, 6, 9):  # unlike every other size, or it would share their symbol
         arguments = inputs(batch)
         torch.testing.assert_close(compiled(*arguments), layer(*arguments))
     assert counter.frame_count == 1
