@@ -64,7 +64,9 @@ class Guarded:
         values = (scale * torch.randn(*shape, generator=self.generator, dtype=torch.float64)).to(dtype)
         if len(shape) == 4:
             batch, heads, tokens, dim = shape
-            buffer = torch.full((batch * tokens * 3 * heads * dim + 2 * self.margin,), torch.nan, dtype=dtype, device=self.device)
+            buffer = torch.full(
+                (batch * tokens * 3 * heads * dim + 2 * self.margin,), torch.nan, dtype=dtype, device=self.device
+            )
             fused = buffer[self.margin : buffer.numel() - self.margin].view(batch, tokens, 3, heads, dim)
             view = fused[:, :, 1].transpose(1, 2)
         else:

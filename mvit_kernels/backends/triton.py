@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ..problem import AttentionProblem, Problem, RelPosProblem
+from ..problem import AttentionProblem, LayerNormProblem, LinearProblem, Problem, RelPosProblem
 from .compiled import CompiledBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,10 +65,11 @@ class TritonBackend(CompiledBackend):
             yield missing
         if problem.device != ("cpu" if _interpreting.get() else "cuda"):
             yield f"device {problem.device}: cuda"
+        if isinstance(problem, (LinearProblem, LayerNormProblem)):
+            yield f"{problem.op}: pooling, relative position and attention"
         if problem.dtype not in DTYPES:
             yield f"dtype {problem.dtype}: float32, bfloat16 or float16"
-        matrix = isinstance(problem, (AttentionProblem, RelPosProblem))
-        if matrix and problem.head_dim > MAX_HEAD_DIM:
+        if isinstance(problem, (AttentionProblem, RelPosProblem)) and problem.head_dim > MAX_HEAD_DIM:
             yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
 
     def variant(self) -> str | None:

@@ -39,14 +39,15 @@ def _fake_backward(
     """
     inputs = [tensor for branch in zip(x, weight, norm_weight, norm_bias, strict=True) for tensor in branch]
     return [
-        (_tokens_like(tensor) if i % 4 == 0 else tensor.new_empty(tensor.shape))
+        (tokens_like(tensor) if i % 4 == 0 else tensor.new_empty(tensor.shape))
         if needed and (i % 4 == 0 or tensor.numel())
         else x[i // 4].new_empty(0)
         for i, (tensor, needed) in enumerate(zip(inputs, needs, strict=True))
     ]
 
 
-def _tokens_like(x: Tensor) -> Tensor:
+def tokens_like(x: Tensor) -> Tensor:
+    """Uninitialised, in the shape of x: laid out [batch][token][head] where x is, else contiguous."""
     if x.stride(3) == 1 and x.stride(2) > x.stride(1) > 0:
         batch, heads, tokens, dim = x.shape
         return x.new_empty(batch, tokens, heads, dim).transpose(1, 2)

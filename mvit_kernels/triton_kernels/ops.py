@@ -32,6 +32,11 @@ def _present(parameters: Sequence[Tensor]) -> list[Tensor | None]:
     return [parameter if parameter.numel() else None for parameter in parameters]
 
 
+def _eps(stored: Sequence[float]) -> list[float | None]:
+    """-1 stands for no norm."""
+    return [None if eps < 0 else eps for eps in stored]
+
+
 def _pool3d_norm(
     x: Tensor,
     thw: Sequence[int],
@@ -62,12 +67,12 @@ def _qkv_pool3d_norm(
     weight: Sequence[Tensor],
     norm_weight: Sequence[Tensor],
     norm_bias: Sequence[Tensor],
-    norm_eps: Sequence[float | None],
+    norm_eps: Sequence[float],
 ) -> list[Tensor]:
     from . import run_pool
 
     parameters = (_present(weight), _present(norm_weight), _present(norm_bias))
-    return run_pool.forward(x, _grids(thw), has_cls, _pools(mode, kernel, stride, padding), *parameters, norm_eps)
+    return run_pool.forward(x, _grids(thw), has_cls, _pools(mode, kernel, stride, padding), *parameters, _eps(norm_eps))
 
 
 def _qkv_pool3d_norm_backward(
@@ -82,14 +87,14 @@ def _qkv_pool3d_norm_backward(
     weight: Sequence[Tensor],
     norm_weight: Sequence[Tensor],
     norm_bias: Sequence[Tensor],
-    norm_eps: Sequence[float | None],
+    norm_eps: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
     from . import run_pool
 
     pools = _pools(mode, kernel, stride, padding)
     parameters = (_present(weight), _present(norm_weight), _present(norm_bias))
-    return run_pool.backward(grad, x, _grids(thw), has_cls, pools, *parameters, norm_eps, needs)
+    return run_pool.backward(grad, x, _grids(thw), has_cls, pools, *parameters, _eps(norm_eps), needs)
 
 
 def _pooling_attention(*args: Any) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..ops.pool_backward import tokens_like
 from ..problem import Grid, Pool, tokens
 from .blocks import ceil_div, channel_block, power_of_two, split
 from .device import launch
@@ -174,7 +175,7 @@ def _branch_backward(
 
     grad_x = nothing
     if wanted[0]:
-        grad_x = x.new_empty(x.shape)
+        grad_x = tokens_like(x)
         rows = max(1, min(2048 // block, power_of_two(num_in)))
         launch(
             kernels_backward.pool_grad_inputs,
@@ -182,6 +183,7 @@ def _branch_backward(
             x,
             *(dy, winners, taps, grad_x),
             *strides3(dy, 1),
+            *strides3(grad_x, 1),
             *(num_in, num_out, channels, heads, constants, pool.out_grid(thw)[0], cls, dim, block, rows),
             warps=4,
             stages=1,

@@ -67,7 +67,7 @@ def check(run: Callable[..., Any], inputs: list[Tensor], make: Guarded, dtype: t
     oracle = backward.gradients(run, reference, wide, grad.double())
     assert_within_rule(out, run(reference, inputs), run(reference, wide), dtype=dtype)
     for k, e, o in zip(kernel, eager, oracle, strict=True):
-        assert k.is_contiguous()
+        assert k.is_contiguous() or k.transpose(1, 2).is_contiguous()
         assert_within_rule(k, e, o, "gradient", dtype)
 
 

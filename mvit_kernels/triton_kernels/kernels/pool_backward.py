@@ -109,11 +109,12 @@ def pool_grad_outputs(
 
 @triton.jit
 def pool_grad_inputs(
-    dy_ptr, winners_ptr, weight_ptr, grad_ptr, dy_stride_b, dy_stride_h, dy_stride_n, num_in, num_out, channels, heads,
+    dy_ptr, winners_ptr, weight_ptr, grad_ptr, dy_stride_b, dy_stride_h, dy_stride_n,
+    grad_stride_b, grad_stride_h, grad_stride_n, num_in, num_out, channels, heads,
     GEOMETRY: tl.constexpr, TO: tl.constexpr, CLS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x, contiguous (B, H, N, D)."""
+    """The gradient of x, (B, H, N, D) in any strides."""
     MODE: tl.constexpr = GEOMETRY[0]
     H: tl.constexpr = GEOMETRY[4]
     W: tl.constexpr = GEOMETRY[5]
@@ -178,7 +179,8 @@ def pool_grad_inputs(
     if CLS:
         cls = tl.load(dy_base + d, mask=d < D, other=0.0).to(tl.float32)
         acc = tl.where((rows == 0)[:, None], cls[None, :], acc)
-    out = grad_ptr + bh.to(tl.int64) * num_in * D + rows.to(tl.int64)[:, None] * D + d[None, :]
+    out = grad_ptr + b * grad_stride_b + h.to(tl.int64) * grad_stride_h
+    out = out + rows.to(tl.int64)[:, None] * grad_stride_n + d[None, :]
     tl.store(out, acc.to(grad_ptr.dtype.element_ty), mask=(rows < num_in)[:, None] & in_d)
 
 
