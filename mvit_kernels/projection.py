@@ -21,7 +21,8 @@ def linear(
 
     The residual stream keeps its dtype: a float32 residual of a bfloat16 projection gives a float32 result.
     """
-    if is_traceable_wrapper_subclass(weight):  # DTensor, a quantised weight: its class says what a linear does
+    has_own_rules: bool = is_traceable_wrapper_subclass(weight)  # DTensor, a quantised weight
+    if has_own_rules:
         return reference.linear(x, weight, bias, residual=residual, activation=activation)
     x = x.to(compute_dtype(x))
     wide = torch.promote_types(x.dtype, torch.float32)
