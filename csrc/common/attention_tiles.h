@@ -24,9 +24,9 @@ struct AttentionTile {
     int blocks;  // on one multiprocessor, for the register budget
 };
 
-// 64 queries and 64 keys: S and O of a warp are 32 + dim / 2 registers, q another dim / 4. With 168 registers three
-// blocks of 128 threads share a multiprocessor.
-static constexpr AttentionTile attention_tile(int dim) { return {64, 64, 2, 128, dim > 96 ? 2 : 2}; }
+// S and O of a warp are keys / 2 + dim / 2 registers of a thread, q another dim / 4; with 255 registers two blocks
+// share a multiprocessor. At dim 128 only 48 keys leave room for the rest.
+static constexpr AttentionTile attention_tile(int dim) { return {64, dim > 96 ? 48 : 64, 2, 128, 2}; }
 
 // The bias of a key is the sum of three entries of its query's row, which ends with a zero for keys without a bias.
 // They are named by three 10-bit numbers.

@@ -45,3 +45,9 @@ def load(path: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def emulation() -> ModuleType:
     return load(build_emulation("emulation"))
+
+
+@pytest.fixture(scope="session")
+def sanitized_emulation() -> Path:
+    """The module's file, built with AddressSanitizer and UndefinedBehaviorSanitizer; it needs a process of its own."""
+    return build_emulation("emulation-sanitized", "-DMVIT_SANITIZE=ON")

@@ -1,5 +1,5 @@
 // Pooling attention, forward. One block: 64 queries of one (batch, head), 16 for each of 4 warps; keys in tiles of 64.
-//   global -> shared    q once, into the room of the second key tile; k and v through a 2-stage cp.async ring
+//   global -> shared    q once, into the room of the second stage; k and v through a 2-stage cp.async ring
 //   shared -> register  ldmatrix (transposed for v); S = q k^T by mma.m16n8k16, float32 accumulators
 //   register            * scale + relative position, running max and sum (base 2), P in the input dtype, O += P v
 //   epilogue            / sum, + q (residual pooling), rounded once, stored as rows of 16 bytes of (B, Nq, H, D)
@@ -65,40 +65,42 @@ MVIT_DEVICE uint32_t rel_pos_of_key(const AttentionProblem &p, int64_t key) {
 template <class T, int kDim, bool kRelPos>
 MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile(kDim).blocks)
     pooling_attention(const MVIT_GRID_CONSTANT AttentionProblem p) {
-    constexpr AttentionTile tile = attention_tile(kDim);
+    // Numbers, not the struct: GCC 12 fails on a constexpr struct inside a lambda under -fsanitize=undefined.
+    constexpr int kRows = attention_tile(kDim).rows, kKeys = attention_tile(kDim).keys;
+    constexpr int kStages = attention_tile(kDim).stages, kThreads = attention_tile(kDim).threads;
     using Rows = Tile<kDim>;
-    constexpr Shared kTileBytes = tile.keys * Rows::kRowBytes;
+    constexpr Shared kTileBytes = kKeys * Rows::kRowBytes;
     constexpr Shared kStage = 2 * kTileBytes; // keys, then values
-    constexpr Shared kBias = tile.stages * kStage;
-    constexpr int kKeySteps = tile.keys / 16, kDimSteps = kDim / 16;
-    static_assert(tile.rows == 16 * tile.threads / kWarp && tile.rows <= tile.keys && tile.stages == 2, "");
+    constexpr Shared kBias = kStages * kStage;
+    constexpr int kKeySteps = kKeys / 16, kDimSteps = kDim / 16;
+    static_assert(kRows == 16 * kThreads / kWarp && kRows <= 2 * kKeys && kStages == 2, "");
 
     const int thread = thread_index(), lane = lane_index(), warp = warp_index();
-    const int64_t row_tiles = ceil_div(p.queries, tile.rows), block = block_index();
-    const int64_t first_query = block % row_tiles * tile.rows;
+    const int64_t row_tiles = ceil_div(p.queries, kRows), block = block_index();
+    const int64_t first_query = block % row_tiles * kRows;
     const int64_t head = block / row_tiles % p.heads, batch = block / row_tiles / p.heads;
-    const int queries = int(min(p.queries - first_query, tile.rows));
+    const int queries = int(min(p.queries - first_query, kRows));
     const int dim = int(p.head_dim);
     const auto at = [&](const void *base, int64_t b, int64_t h) {
         return static_cast<const char *>(base) + 2 * (batch * b + head * h);
     };
 
     const char *const q = at(p.q, p.q_stride_b, p.q_stride_h) + 2 * first_query * p.q_stride_n;
-    TileCopy<tile.keys, kDim, tile.threads> k_copy(at(p.k, p.k_stride_b, p.k_stride_h), p.k_stride_n);
-    TileCopy<tile.keys, kDim, tile.threads> v_copy(at(p.v, p.v_stride_b, p.v_stride_h), p.v_stride_n);
-    TileCopy<tile.rows, kDim, tile.threads>(q, p.q_stride_n).start(kStage, queries, dim);
-    k_copy.start(0, int(min(p.keys, tile.keys)), dim);
-    v_copy.start(kTileBytes, int(min(p.keys, tile.keys)), dim);
+    TileCopy<kKeys, kDim, kThreads> k_copy(at(p.k, p.k_stride_b, p.k_stride_h), p.k_stride_n);
+    TileCopy<kKeys, kDim, kThreads> v_copy(at(p.v, p.v_stride_b, p.v_stride_h), p.v_stride_n);
+    TileCopy<kRows, kDim, kThreads>(q, p.q_stride_n).start(kStage, queries, dim);
+    k_copy.start(0, int(min(p.keys, kKeys)), dim);
+    v_copy.start(kTileBytes, int(min(p.keys, kKeys)), dim);
     cp_async_commit();
 
     // Never 0, for -inf * 0 would be NaN.
     const float scale = p.scale == 0 ? 1e-30f : float(p.scale < 0 ? -p.scale : p.scale) * kLog2E;
     const int entries = kRelPos ? int(p.grid_k.t + p.grid_k.h + p.grid_k.w) : 0, bias_row = 4 * (entries + 1);
-    const Shared key_entries = kBias + Shared(tile.rows * bias_row);
+    const Shared key_entries = kBias + Shared(kRows * bias_row);
     if constexpr (kRelPos) {
         const float *const rel_pos = static_cast<const float *>(p.rel_pos) + batch * p.rel_pos_stride_b +
                                      head * p.rel_pos_stride_h + first_query * p.rel_pos_stride_n;
-        for (int row = warp; row < tile.rows; row += tile.threads / kWarp) {
+        for (int row = warp; row < kRows; row += kThreads / kWarp) {
             const bool biased = row < queries && first_query + row >= (p.has_cls ? 1 : 0);
             for (int entry = lane; entry <= entries; entry += kWarp)
                 store_shared(kBias + Shared(row * bias_row + 4 * entry),
@@ -106,7 +108,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
                                  ? load_global<float>(rel_pos + row * p.rel_pos_stride_n + entry) * kLog2E
                                  : 0.0f);
         }
-        if (thread < tile.keys)
+        if (thread < kKeys)
             store_shared(key_entries + Shared(4 * thread), rel_pos_of_key(p, thread));
     }
 
@@ -133,14 +135,14 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
         cp_async_wait<0>();
         sync_block();
         if constexpr (!is_last.value) {
-            const int next = int(min(left - tile.keys, tile.keys));
+            const int next = int(min(left - kKeys, kKeys));
             k_copy.start(kStage - stage, next, dim);
             v_copy.start(kStage - stage + kTileBytes, next, dim);
             cp_async_commit();
             if constexpr (kRelPos)
-                if (thread < tile.keys)
-                    store_shared(2 * key_entries + tile.keys * 4 - entries_of_tile + Shared(4 * thread),
-                                 rel_pos_of_key(p, p.keys - left + tile.keys + thread));
+                if (thread < kKeys)
+                    store_shared(2 * key_entries + kKeys * 4 - entries_of_tile + Shared(4 * thread),
+                                 rel_pos_of_key(p, p.keys - left + kKeys + thread));
         }
 
         float s[2 * kKeySteps][4] = {};
@@ -241,11 +243,11 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(kDim).threads, attention_tile
             }
         }
         stage = kStage - stage;
-        entries_of_tile = 2 * key_entries + tile.keys * 4 - entries_of_tile;
+        entries_of_tile = 2 * key_entries + kKeys * 4 - entries_of_tile;
     };
     int64_t left = p.keys;
     MVIT_NO_UNROLL
-    for (; left > tile.keys; left -= tile.keys)
+    for (; left > kKeys; left -= kKeys)
         step(Constant<false>{}, left);
     step(Constant<true>{}, left);
 

@@ -1,0 +1,87 @@
+"""The CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer: no byte to spare around tensors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.conftest import ROOT
+
+PROGRAM = r"""
+import ctypes, importlib.util, sys
+
+spec = importlib.util.spec_from_file_location("mvit_emulation", sys.argv[1])
+emulation = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(emulation)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+short = int(sys.argv[2])  # bytes that the allocation of q or x lacks
+
+
+def room(numbers, size=2):
+    memory = libc.malloc(numbers * size)  # AddressSanitizer's: aligned to 16 bytes, guarded at both ends
+    ctypes.memset(memory, 0, numbers * size)
+    return memory
+
+
+def attention(dim, num_q, num_k, grid_k, is_bf16):
+    contiguous = lambda n: (2 * n * dim, n * dim, dim)
+    emulation.pooling_attention(
+        is_bf16, (1, 2, num_q, num_k, dim), room(2 * num_q * dim - short // 2), contiguous(num_q),
+        room(2 * num_k * dim), contiguous(num_k), room(2 * num_k * dim), contiguous(num_k),
+        room(2 * num_q * sum(grid_k), 4) if grid_k else 0,
+        (2 * num_q * sum(grid_k), num_q * sum(grid_k), sum(grid_k)) if grid_k else (0, 0, 0), grid_k or (0, 0, 0),
+        0.1, True, "no_cls", room(num_q * 2 * dim), room(2 * num_q, 4), 3)
+
+
+def pooling(dtype, size, dim, mode, kernel, stride):
+    tokens, outputs = 1 + 2 * 7 * 5, 1
+    for n, k, s in zip((2, 7, 5), kernel, stride):
+        outputs *= (n + k // 2 * 2 - k) // s + 1
+    taps = kernel[0] * kernel[1] * kernel[2]
+    branch = dict(
+        x=room(2 * tokens * dim - short // size, size), strides=(2 * tokens * dim, tokens * dim, dim),
+        out=room(2 * (1 + outputs) * dim, size), thw=(2, 7, 5), kernel=kernel, stride=stride,
+        padding=tuple(k // 2 for k in kernel), mode=mode, per_head_weight=False, norm_eps=1e-6,
+        weight=(room(dim * taps, size) if mode == "conv" else 0, dtype),
+        norm_weight=(room(dim, size), dtype), norm_bias=(room(dim, size), dtype))
+    emulation.pool3d_norm(dtype, 1, 2, dim, True, [branch], 3)
+
+
+attention(96, 70, 1 + 2 * 7 * 7, (2, 7, 7), True)
+attention(72, 5, 65, None, False)
+attention(128, 16, 1, None, True)
+pooling("bfloat16", 2, 96, "conv", (3, 3, 3), (1, 2, 2))
+pooling("float32", 4, 72, "max", (1, 3, 3), (1, 1, 1))
+queries, keys = (2, 3, 5), (2, 2, 3)
+tables = [(room(q * k * 96), "float16") for q, k in zip(queries, keys)]
+emulation.decomposed_rel_pos("float16", 1, 2, 96, True, queries, keys, room(2 * 31 * 96), (2 * 31 * 96, 31 * 96, 96),
+                             tables, room(2 * 31 * 7, 4), 3)
+print("clean")
+"""
+
+
+def run(module: Path, short: int) -> subprocess.CompletedProcess[str]:
+    library = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", PROGRAM, str(module), str(short)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+
+
+def test_kernels_touch_nothing_outside_their_tensors(sanitized_emulation: Path) -> None:
+    done = run(sanitized_emulation, 0)
+    assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("short", [16])
+def test_a_read_past_the_end_is_caught(sanitized_emulation: Path, short: int) -> None:
+    done = run(sanitized_emulation, short)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
