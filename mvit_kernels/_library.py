@@ -15,6 +15,11 @@ import torch
 FOLDER = Path(__file__).parent / "lib"
 LIBRARY = FOLDER / "libmvit_kernels_cpu.so"
 BUILD_INFO = FOLDER / "build_info.json"
+INTERFACE = 1
+"""Of the schemas in :mod:`mvit_kernels.ops`; counts up when one changes, with csrc/bindings/interface.cpp.
+
+Nothing else keeps a library of other schemas from being called with arguments that it reads as something else.
+"""
 
 
 def _read_build_info(path: Path) -> dict[str, Any]:
@@ -37,9 +42,19 @@ def _load() -> tuple[str | None, str | None, tuple[str, ...]]:
     try:
         torch.ops.load_library(str(LIBRARY))
         library = ctypes.CDLL(str(LIBRARY))  # the handle torch has just opened
+        interface = library.mvit_kernels_interface()
         level, levels = _text_of(library.mvit_kernels_cpu_level), _text_of(library.mvit_kernels_cpu_levels)
     except (OSError, RuntimeError, AttributeError) as error:  # the file, a registration in it, an entry missing from it
         return f"the C++ library could not be loaded: {error}", None, ()
+    if interface != INTERFACE:
+        return (
+            (
+                f"the C++ library was built for other op schemas (interface {interface}, {INTERFACE} is right); "
+                "run pip install --no-build-isolation -e . again"
+            ),
+            None,
+            (),
+        )
     if not level:
         wanted = os.environ.get("MVIT_KERNELS_CPU_LEVEL", "")
         return f"MVIT_KERNELS_CPU_LEVEL {wanted!r}: one of {levels} that this CPU supports", None, ()

@@ -20,6 +20,7 @@ import mvit_kernels
 from .. import accuracy, backends, measure, video
 from ..accuracy import Difference, Verdict
 from ..measure import Spread, Timings
+from ..patch import SCOPES
 from . import report
 from .layers import summarise
 from .options import DTYPES, UsageError, add_run_options, at_least, output_path, prepare
@@ -78,6 +79,12 @@ def add_parser(commands: Any) -> None:
     )
     add_run_options(parser)
     parser.add_argument(
+        "--scope",
+        choices=SCOPES,
+        default="attention",
+        help="what runs on mvit_kernels: attention layers, or whole transformer blocks (default: %(default)s)",
+    )
+    parser.add_argument(
         "--repeats", type=at_least(1), default=10, metavar="N", help="timed runs of each (default: %(default)s)"
     )
     parser.add_argument("--no-check", action="store_true", help="leave the float64 check of the outputs out")
@@ -108,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "batch": args.batch,
         "backend": args.backend,
+        "scope": args.scope,
         "weights": f"random, seed {args.seed}",
         "repeats": args.repeats,
         "machine": measure.machine(device),
@@ -156,7 +164,7 @@ def ieee_float32() -> Iterator[None]:
 def _measure(workload: Workload, x: Tensor, args: argparse.Namespace, bar: Progress) -> Result:
     eager_model = workload.model.to(x.device, x.dtype)
     fused_model = eager_model if workload.own else sharing_copy(eager_model)
-    mvit_kernels.accelerate(fused_model)
+    mvit_kernels.accelerate(fused_model, scope=args.scope)
     calls: dict[str, Callable[[], Tensor]] = {
         EAGER: lambda: run_on(EAGER if workload.own else None, eager_model, x),
         FUSED: lambda: run_on(args.backend, fused_model, x),

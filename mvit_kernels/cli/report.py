@@ -19,7 +19,7 @@ def text(setting: dict[str, Any], results: list[Result]) -> str:
     lines = [
         f"{where}, torch {machine['torch']}, mvit_kernels SIMD level {machine['simd']}",
         f"{setting['clip']}, {setting['dtype']}, batch {setting['batch']}, weights: {setting['weights']}, "
-        f"{setting['repeats']} runs of each in turn",
+        f"{setting['repeats']} runs of each in turn, scope {setting['scope']}",
     ]
     return "\n\n".join(["\n".join(lines), *("\n".join(_model(setting, result)) for result in results)])
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mvit_kernels import _library
+
 ROOT = Path(__file__).resolve().parents[2]
 
 KERNEL = """
@@ -27,7 +29,8 @@ EXPORT const char *mvit_kernels_cpu_levels() { return "lowest"; }
 BINDING = """
 #include <torch/csrc/stable/library.h>
 STABLE_TORCH_LIBRARY_FRAGMENT(mvit_kernels_packaging_test, m) { m.def("answer() -> int"); }
-"""
+extern "C" __attribute__((visibility("default"))) int mvit_kernels_interface() { return INTERFACE; }
+""".replace("INTERFACE", str(_library.INTERFACE))
 
 
 class Project:

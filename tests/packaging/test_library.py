@@ -1,5 +1,6 @@
 """Loading the library, and the words a user gets when that fails."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+from mvit_kernels import _library
 
 SOURCE = Path(__file__).resolve().parents[2] / "mvit_kernels" / "_library.py"
 
@@ -67,6 +71,27 @@ def test_a_library_without_the_entries_is_not_taken_for_loaded(package, built_pr
     library = imported_from(package)
     assert "mvit_kernels_cpu_levels" in library.load_error
     assert library.cpu_level is None
+
+
+def test_a_library_of_other_schemas_is_a_reason_and_not_called(package, built_project):
+    shutil.copytree(built_project.library_folder, package / "lib", dirs_exist_ok=True)
+    source = package / "_library.py"
+    source.write_text(source.read_text().replace("INTERFACE = 1", "INTERFACE = 1234"))
+    library = imported_from(package)
+    assert "was built for other op schemas (interface 1, 1234 is right)" in library.load_error
+    assert library.cpu_level is None
+
+
+SCHEMAS = {1: "453d67a7b7435743"}
+"""Per interface number the digest of all schemas. A changed schema takes the next number."""
+
+
+def test_a_changed_schema_has_a_new_interface_number():
+    import mvit_kernels  # noqa: F401  defines the ops
+
+    found = [schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("mvit_kernels::")]
+    text = "\n".join(sorted(map(str, found)))
+    assert {_library.INTERFACE: hashlib.sha256(text.encode()).hexdigest()[:16]} == SCHEMAS, text
 
 
 def test_a_corrupt_build_info_is_as_none(package):
