@@ -13,7 +13,7 @@ set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/mvit_kernels)
 install(TARGETS mvit_kernels_static EXPORT mvit_kernels COMPONENT cpp EXCLUDE_FROM_ALL)
 install(EXPORT mvit_kernels FILE mvit_kernels-config.cmake NAMESPACE mvit_kernels:: DESTINATION ${package_folder}
         COMPONENT cpp EXCLUDE_FROM_ALL)
-foreach(header common/problem.h common/backward.h cpu/kernels.h)
+foreach(header common/problem.h common/backward.h common/linear.h cpu/kernels.h)
   get_filename_component(folder ${header} DIRECTORY)
   install(FILES csrc/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/mvit_kernels/${folder} COMPONENT cpp
           EXCLUDE_FROM_ALL)

@@ -34,6 +34,7 @@ constexpr int kLinearRows = 12;
 constexpr int kLinearRows = kRows;
 #endif
 constexpr int64_t kChunk = 384;             // steps between two additions to the tile
+constexpr int64_t kNarrowChunk = 16;        // the same where a panel is not full and its speed no matter: less rounding
 constexpr int64_t kBlockBytes = 256 * 1024; // rows of a task
 constexpr int64_t kAliasBytes = 1024;       // rows this far apart share a few sets of the first-level cache
 
@@ -310,7 +311,7 @@ template <class S, class O> void multiply(const LinearProblem &p, const Plan<S> 
             const O *const residual =
                 p.residual ? static_cast<const O *>(p.residual) + first_row * p.residual_stride + column : nullptr;
             O *const y = static_cast<O *>(p.y) + first_row * p.out + column;
-            const int64_t chunks = ceil_div(plan.words, kChunk);
+            const int64_t chunks = ceil_div(plan.words, p.out < kPanel<T> ? kNarrowChunk : kChunk);
             for (int64_t chunk = 0; chunk < chunks; ++chunk) {
                 const int64_t step = plan.words * chunk / chunks;
                 const int64_t steps = plan.words * (chunk + 1) / chunks - step;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _compare(module: nn.Module, adapter: Adapter, host: type[nn.Module]) -> str 
         backends.use_backend("eager"),
     ):
         try:
-            twin = _twin(module, random)
+            twin = _twin(module, host, random)
             layer = adapter.describe(twin)
             assert adapter.layout.example is not None
             args = adapter.layout.example(twin, layer, random)
@@ -80,7 +81,7 @@ class _Random:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64, device="cpu")
 
 
-def _twin(module: nn.Module, random: _Random) -> nn.Module:
+def _twin(module: nn.Module, host: type[nn.Module], random: _Random) -> nn.Module:
     """A copy on the CPU in float64 with random parameters and without hooks; `module` may be on any device, or meta."""
     memo: dict[int, Any] = {}
     for name, parameter in module.named_parameters():
@@ -93,7 +94,12 @@ def _twin(module: nn.Module, random: _Random) -> nn.Module:
     for buffer in module.buffers():
         if buffer.is_floating_point():
             memo[id(buffer)] = torch.ones(buffer.shape, dtype=torch.float64)
-    twin = copy.deepcopy(module, memo)
+    # First of the host's class, without hooks and private state: what FSDP gives a layer refuses to be copied.
+    plain = host.__new__(host)
+    for name, value in vars(module).items():
+        if not name.startswith("__"):
+            plain.__dict__[name] = OrderedDict() if "_hooks" in name else value
+    twin = copy.deepcopy(plain, memo)
     for part in twin.modules():
         for hooks in HOOKS:
             getattr(part, hooks).clear()

@@ -52,12 +52,17 @@ def double(tensors: dict[str, Any], rounded_to: torch.dtype) -> dict[str, Any]:
     }
 
 
-def check(inputs: dict[str, Any], **options: Any) -> None:
-    dtype = inputs["x"].dtype
-    out = ops.linear(**inputs, **options)
-    assert out.is_contiguous()
-    eager = reference.linear(**inputs, **options)
-    assert_within_rule(out, eager, reference.linear(**double(inputs, dtype), **options), dtype=dtype)
+def check(*draws: dict[str, Any], **options: Any) -> None:
+    """The rule on the outputs of all `draws` of inputs together: on a few numbers it is a matter of luck."""
+    results = []
+    dtype = draws[0]["x"].dtype
+    for inputs in draws:
+        out = ops.linear(**inputs, **options)
+        assert out.is_contiguous()
+        exact = reference.linear(**double(inputs, dtype), **options)
+        results.append((out, reference.linear(**inputs, **options), exact))
+    out, eager, oracle = (torch.cat([tensor.flatten() for tensor in kind]) for kind in zip(*results, strict=True))
+    assert_within_rule(out, eager, oracle, dtype=dtype)
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu"])
@@ -76,8 +81,10 @@ def test_linear_matches_float64(shape, dtype, activation, backend, poisoned_memo
 @given(data=st.data())
 def test_linear_matches_float64_on_any_shape(name: str, data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 70), st.integers(1, 130), st.integers(1, 100)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    draws = 1 + 100 // (shape[0] * shape[2])
     with backends.use_backend(name):
-        check(make_linear(Guarded(), shape, data.draw(st.sampled_from(DTYPES))))
+        check(*(make_linear(Guarded(seed), shape, dtype) for seed in range(draws)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -80,12 +80,12 @@ def clips(batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, 3, FRAMES, SIDE, SIDE, generator=torch.Generator().manual_seed(batch)).to(dtype)
 
 
-def gradients(model: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
-    """Output and the gradient of every parameter of `model` and of the input for sum(call(x)**2)."""
+def gradients(model: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, scale: float = 1) -> dict[str, Tensor]:
+    """Output and the gradient of every parameter of `model` and of the input for scale * sum(call(x)**2)."""
     x = x.detach().requires_grad_()
     model.zero_grad()
     y = call(x)
-    y.square().sum().backward()
+    (scale * y.square().sum()).backward()
     assert x.grad is not None
     found = {"output": y.detach(), "input": x.grad}
     for name, parameter in model.named_parameters():
