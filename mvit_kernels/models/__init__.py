@@ -1,7 +1,7 @@
 """The reference PyTorch MViT v1 / v2 (video and image), its published configurations and checkpoint key maps."""
 
+from .checkpoints import Conversion, convert_state_dict, translate_state_dict
 from .config import BlockConfig, MViTConfig
-from .keys import convert_state_dict
 from .mvit import MViT
 from .registry import create, list_models, model_config
 from .shapes import LayerShape, layer_shapes
@@ -9,6 +9,7 @@ from .torchvision import from_torchvision
 
 __all__ = [
     "BlockConfig",
+    "Conversion",
     "LayerShape",
     "MViT",
     "MViTConfig",
@@ -18,4 +19,5 @@ __all__ = [
     "layer_shapes",
     "list_models",
     "model_config",
+    "translate_state_dict",
 ]

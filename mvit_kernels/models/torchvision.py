@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .checkpoints import convert_state_dict
 from .config import BlockConfig, MViTConfig, Sizes
-from .keys import convert_state_dict
 from .mvit import MViT
 
 T = TypeVar("T")

@@ -202,8 +202,3 @@ def test_unknown_and_missing_keys_are_all_listed() -> None:
     ours["blocks.0.attn.q.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"unknown mvit_kernels keys: blocks\.0\.attn\.q\.weight"):
         models.convert_state_dict(ours, from_="mvit_kernels", to="torchvision")
-
-
-def test_other_libraries_are_refused() -> None:
-    with pytest.raises(ValueError, match="from_ 'timm', to 'mvit_kernels': 'torchvision' and 'mvit_kernels'"):
-        models.convert_state_dict({}, from_="timm", to="mvit_kernels")
