@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
 import warnings
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,6 +253,41 @@ def test_mmpretrain_loads_and_computes_the_same() -> None:
         "head.fc.weight",
         "head.fc.bias",
     }
+
+
+def test_mmaction2_loads_and_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = randomised(
+        _mmaction2_backbone(monkeypatch)(
+            arch={"embed_dims": 16, "num_layers": 4, "num_heads": 1, "downscale_indices": [1, 3]},
+            spatial_size=64,
+            temporal_size=8,
+            adaptive_kv_stride=(1, 4, 4),
+            with_cls_token=True,
+        )
+    )
+    ours = models.MViT(replace(VIDEO, use_abs_pos=False)).double().eval()
+    head = {"cls_head.fc_cls.weight": torch.randn(7, 64), "cls_head.fc_cls.bias": torch.ones(7)}
+    ours.load_state_dict(convert_state_dict({**theirs.state_dict(), **head}, from_="mmaction2", to="slowfast"))
+    x = torch.randn(2, 3, 8, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = ours.head(theirs(x)[-1][1])
+        error = (ours(x) - expected).abs().max()
+    assert error <= OF_SCALE * expected.abs().max()
+    backbone = {key: tensor for key, tensor in ours.state_dict().items() if not key.startswith("head.")}
+    assert_same(convert_state_dict(backbone, from_="slowfast", to="mmaction2"), theirs.state_dict())
+
+
+def _mmaction2_backbone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """mmaction2's MViT without its packages' __init__ files: its 1.2.0 wheel lacks a module that they import."""
+    mmaction = pytest.importorskip("mmaction", exc_type=ImportError)
+    for package in ("models", "models.backbones", "models.utils"):
+        name = f"mmaction.{package}"
+        module = types.ModuleType(name)
+        module.__path__ = [str(Path(mmaction.__file__).parent.joinpath(*package.split(".")))]
+        monkeypatch.setitem(sys.modules, name, module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("mmaction.models.backbones.mvit").MViT
 
 
 def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:

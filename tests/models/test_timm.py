@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,14 +23,7 @@ NAMES = {
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """timm's state dict with our names; its pooling convolutions are 2D."""
-    firsts = [sum(model.depths[:stage]) for stage in range(len(model.depths))]
-    renamed = {}
-    for name, tensor in model.state_dict().items():
-        name = re.sub(r"^stages\.(\d)\.blocks\.(\d+)", lambda m: f"blocks.{firsts[int(m[1])] + int(m[2])}", name)
-        name = re.sub(r"shortcut_proj_(attn|mlp)", "proj", name).replace("head.fc", "head.projection")
-        renamed[name] = tensor.unsqueeze(2) if ".pool_" in name else tensor
-    return renamed
+    return models.convert_state_dict(model.state_dict(), from_="timm", to="mvit_kernels")
 
 
 @pytest.mark.parametrize("name", NAMES)
