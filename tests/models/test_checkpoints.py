@@ -406,19 +406,24 @@ def test_missing_keys_of_the_target() -> None:
     like = {**ours, "blocks.0.attn.rel_pos_h": torch.zeros(3, 16)}
     with pytest.raises(ValueError, match=r"missing slowfast keys: blocks\.0\.attn\.rel_pos_h$"):
         convert_state_dict(ours, from_="slowfast", to="slowfast", like=like)
-    lacking = {key: tensor for key, tensor in ours.items() if ".qkv." not in key}
-    with pytest.raises(ValueError, match=r"without a place in timm: blocks\.0\.attn\.qkv\.bias, blocks\.0\.attn\.qkv"):
-        convert_state_dict(ours, from_="slowfast", to="timm", like=convert_like(lacking))
 
 
-def convert_like(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    return translate_state_dict(ours, from_="slowfast", to="timm").state_dict
+@pytest.mark.parametrize("separate", [False, True])
+def test_every_projection_without_a_place_is_listed(separate: bool) -> None:
+    ours = weights(replace(IMAGE, separate_qkv=separate))
+    like = convert_state_dict(ours, from_="slowfast", to="timm")
+    like = {key: tensor for key, tensor in like.items() if "stages.0.blocks.0.attn.qkv" not in key}
+    converted = translate_state_dict(ours, from_="slowfast", to="timm", like=like)
+    names = ("q", "k", "v") if separate else ("qkv",)
+    assert {*converted.homeless} == {f"blocks.0.attn.{x}.{p}" for x in names for p in ("weight", "bias")}
+    assert_same(converted.state_dict, like)
 
 
 @pytest.mark.parametrize(
     ("key", "shape", "why"),
     [
         ("pos_embed", (1, 300, 16), "has shape (1, 257, 16), the target (1, 300, 16): only tables of square grids"),
+        ("pos_embed", (1, 256, 16), "has shape (1, 257, 16), the target (1, 256, 16): only tables of square grids"),
         ("head.projection.weight", (9, 64), "has shape (7, 64), the target (9, 64)"),
         ("blocks.1.attn.pool_q.weight", (16, 1, 3, 3, 3), "has shape (16, 1, 1, 3, 3), the target (16, 1, 3, 3, 3)"),
         ("blocks.1.attn.rel_pos_h", (7, 8), "has shape (15, 16), the target (7, 8)"),
@@ -436,6 +441,28 @@ def test_a_joint_table_of_several_frames_is_not_resized() -> None:
     like = weights(replace(VIDEO, sep_pos_embed=False, crop_size=96))
     with pytest.raises(ValueError, match="a table of several frames does not say its grid"):
         convert_state_dict(ours, from_="slowfast", to="slowfast", like=like)
+
+
+def test_detectron2_resizes_the_class_tokens_row_that_it_does_not_use() -> None:
+    ours = weights(replace(IMAGE, cls_embed_on=False))
+    del ours["head.projection.weight"], ours["head.projection.bias"]
+    ours["pos_embed"] = torch.cat((torch.full((1, 1, 16), 7.0), torch.ones(1, 256, 16)), dim=1)
+    theirs = convert_state_dict(ours, from_="slowfast", to="detectron2")
+    like = {**theirs, "pos_embed": torch.zeros(1, 1 + 81, 16)}
+    resized = convert_state_dict(theirs, from_="detectron2", to="detectron2", like=like)["pos_embed"]
+    assert resized[0, 0].eq(7.0).all() and resized[0, 1:].eq(1.0).all()
+
+
+def test_half_precision_tables_are_resized_in_float32() -> None:
+    ours = {name: tensor.bfloat16() for name, tensor in weights(IMAGE).items()}
+    like = weights(replace(IMAGE, crop_size=96))
+    resized = convert_state_dict(ours, from_="slowfast", to="slowfast", like=like)
+    exact = convert_state_dict(
+        {name: tensor.double() for name, tensor in ours.items()}, from_="slowfast", to="slowfast", like=like
+    )
+    assert all(tensor.dtype == torch.bfloat16 for tensor in resized.values())
+    for name, tensor in exact.items():
+        torch.testing.assert_close(resized[name], tensor.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
 def test_uneven_projections_are_named() -> None:

@@ -177,7 +177,7 @@ def _from_hub(
             shape = partial(_shaped, name=name, target=target, usual_axes=wanted is None)
             changed = _tried(result, sources, shape, tensor)
             if wanted is not None:
-                fit = partial(fitted, name, shape=wanted[key].shape, has_cls="cls_token" in hub, one_frame=one_frame)
+                fit = partial(fitted, name, shape=wanted[key].shape, one_frame=one_frame)
                 changed = _tried(result, sources, fit, changed)
             if not result.misfits.keys() & {*sources}:
                 result.state_dict[key] = changed

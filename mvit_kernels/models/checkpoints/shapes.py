@@ -59,12 +59,11 @@ def separate(qkv: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.clone() for part in qkv.chunk(3))
 
 
-def fitted(hub_name: str, tensor: Tensor, shape: torch.Size, *, has_cls: bool, one_frame: bool) -> Tensor:
+def fitted(hub_name: str, tensor: Tensor, shape: torch.Size, *, one_frame: bool) -> Tensor:
     """The tensor in the shape of the target's parameter.
 
     Args:
         hub_name: SlowFast's name, which says what the tensor is.
-        has_cls: the first row of a joint position table belongs to the class token.
         one_frame: a joint position table has no time axis.
     Raises:
         ShapeError: nothing this kind of tensor allows makes the shape.
@@ -80,16 +79,17 @@ def fitted(hub_name: str, tensor: Tensor, shape: torch.Size, *, has_cls: bool, o
         if TABLE.fullmatch(hub_name):
             return resized(rows, (wanted,)).reshape(shape)
         if hub_name in JOINT:
-            cls = int(has_cls and hub_name == "pos_embed")
             if hub_name == "pos_embed" and not one_frame:
                 raise ShapeError(
                     f"has shape {tuple(tensor.shape)}, the target {tuple(shape)}: a table of several frames does not "
                     "say its grid"
                 )
-            sides = _side(len(rows) - cls), _side(wanted - cls)
-            if all(sides):
-                grid = resized(rows[cls:].unflatten(0, (sides[0], sides[0])), (sides[1], sides[1]))
-                return torch.cat((rows[:cls], grid.flatten(0, 1))).reshape(shape)
+            # A class token's row is in front where both lengths say so: n and n - 1 are not both squares.
+            for cls in (0, 1) if hub_name == "pos_embed" else (0,):
+                side, new = _side(len(rows) - cls), _side(wanted - cls)
+                if side and new:
+                    grid = resized(rows[cls:].unflatten(0, (side, side)), (new, new))
+                    return torch.cat((rows[:cls], grid.flatten(0, 1))).reshape(shape)
             raise ShapeError(
                 f"has shape {tuple(tensor.shape)}, the target {tuple(shape)}: only tables of square grids are resized"
             )
