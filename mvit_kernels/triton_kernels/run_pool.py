@@ -145,7 +145,7 @@ def _branch_backward(
     found_norm = [nothing, nothing]
     if norm_eps is not None or (pool.mode == "max" and wanted[0]):
         parts = split(dim)
-        rows, warps = pool_rows(parts, num_out, 2048)
+        rows, warps = pool_rows(parts, num_out, 4096 // x.element_size())
         programs = ceil_div(num_out, rows) * batch * heads
         if norm_eps is not None:
             dy = x.new_empty(batch, heads, num_out, dim)
@@ -165,7 +165,7 @@ def _branch_backward(
             stages=1,
         )
         if needs_sums:
-            total = sums.sum(0)
+            total = sums.sum(0, dtype=torch.float64)  # a long chain of roundings otherwise
             found_norm = [
                 total[i].to(p.dtype) if p is not None and want else nothing
                 for i, (p, want) in enumerate(zip((norm_weight, norm_bias), wanted[2:], strict=True))

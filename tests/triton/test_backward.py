@@ -25,6 +25,7 @@ POOLING = [
     PoolCase((2, 9, 9), pool("conv", (1, 3, 3), (1, 8, 8)), head_dim=72, has_cls=False),
     PoolCase((1, 9, 9), pool("conv", (1, 9, 9), (1, 8, 8)), head_dim=48, heads=1),
     PoolCase((3, 4, 5), pool("conv", K3, S1, (0, 0, 0)), head_dim=20),
+    PoolCase((2, 6, 6), pool("conv", (2, 2, 2), (2, 2, 2), (0, 0, 0)), head_dim=8),
     PoolCase((3, 4, 5), pool("conv", K3, (2, 1, 3), (2, 2, 2)), head_dim=5, batch=2),
     PoolCase((2, 3, 3), pool("conv", (2, 2, 2), S1, (0, 0, 0)), heads=3, head_dim=20, per_channel=True, batch=2),
     PoolCase((2, 4, 4), pool("conv", (1, 3, 3), S1), norm=False),

@@ -119,15 +119,18 @@ def attention_grad_q(
     at = bh.to(tl.int64) * num_q + queries
     lse2 = tl.load(lse_ptr + at, mask=queries < num_q, other=float("inf")) * 1.4426950408889634
     scale2 = scale * 1.4426950408889634
-    whole = num_k // BLOCK_N * BLOCK_N
+    # A tail as narrow as tiles get: one masked loop. The addresses of a step of its own would spill where registers
+    # are short, which is where tiles are so narrow.
+    MERGED: tl.constexpr = TAIL == BLOCK_N and BLOCK_N == 16
+    whole = num_k if MERGED else num_k // BLOCK_N * BLOCK_N
 
     delta = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, whole, BLOCK_N):
         delta = _delta_step(
             delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2,
-            BLOCK_N, False, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+            BLOCK_N, MERGED, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
         )  # fmt: skip
-    if TAIL:
+    if TAIL and not MERGED:
         delta = _delta_step(
             delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k, k_stride, v_stride, scale2,
             TAIL, True, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
@@ -144,9 +147,9 @@ def attention_grad_q(
         for start in range(0, whole, BLOCK_N):
             acc0, acc1, rows0, rows1 = _grad_q_step(
                 acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k,
-                k_stride, v_stride, scale2, BLOCK_N, False, D, D0, D1, S0, S1, KT, KH, KW, CLS, ROWS_GRAD, PRECISION,
+                k_stride, v_stride, scale2, BLOCK_N, MERGED, D, D0, D1, S0, S1, KT, KH, KW, CLS, ROWS_GRAD, PRECISION,
             )  # fmt: skip
-        if TAIL:
+        if TAIL and not MERGED:
             acc0, acc1, rows0, rows1 = _grad_q_step(
                 acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k,
                 k_stride, v_stride, scale2, TAIL, True, D, D0, D1, S0, S1, KT, KH, KW, CLS, ROWS_GRAD, PRECISION,
