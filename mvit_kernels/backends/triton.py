@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
+from torch.torch_version import TorchVersion
 
 from ..problem import AttentionProblem, LayerNormProblem, LinearProblem, Problem, RelPosProblem
 from .compiled import CompiledBackend
@@ -15,6 +21,8 @@ from .compiled import CompiledBackend
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
 LEAST_CAPABILITY = (8, 0)
+LEAST_TRITON = "3.6"
+"""The version that comes with torch 2.10, the oldest torch this package runs on."""
 
 _HAS_TRITON = find_spec("triton") is not None
 _interpreting: ContextVar[bool] = ContextVar("mvit_kernels_triton_interpreting", default=False)
@@ -42,6 +50,35 @@ def interpret_on_cpu() -> Iterator[None]:
         _interpreting.reset(token)
 
 
+@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
+def cannot_compile() -> str | None:
+    """Why Triton can't compile a kernel in this process, or None. Found once; asks no driver and compiles nothing."""
+    return _cannot_compile()
+
+
+@cache
+def _cannot_compile() -> str | None:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        found = None  # a build of its own, under another distribution's name
+    if found is not None and TorchVersion(found) < LEAST_TRITON:
+        return f"triton {found} is too old: {LEAST_TRITON} or newer"
+    try:
+        import_module("triton")
+    except Exception as error:  # a broken build fails in ways of its own
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"triton can't be imported: {type(error).__name__}: {first_line}"
+    # Triton builds its launchers with a C compiler: $CC, else gcc, else clang.
+    named = os.environ.get("CC")
+    if named is not None:
+        if shutil.which(named) is None:
+            return f"triton finds no C compiler: CC is {named!r}, which is not a program"
+    elif shutil.which("gcc") is None and shutil.which("clang") is None:
+        return "triton finds no C compiler: install gcc or clang, or set CC"
+    return None
+
+
 class TritonBackend(CompiledBackend):
     name = "triton"
     namespace = "mvit_kernels_triton"
@@ -57,7 +94,7 @@ class TritonBackend(CompiledBackend):
             capability = torch.cuda.get_device_capability()
             if capability < LEAST_CAPABILITY:
                 return f"this GPU is sm_{capability[0]}{capability[1]}: sm_80 or newer"
-        return None
+        return cannot_compile()
 
     def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
         missing = self.unavailable()

@@ -101,6 +101,65 @@ def test_no_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "triton is not installed" in explain(PROBLEM)
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """A GPU that is not there; nothing is launched on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    token = triton_backend._interpreting.set(False)
+    triton_backend._cannot_compile.cache_clear()
+    yield
+    triton_backend._interpreting.reset(token)
+    triton_backend._cannot_compile.cache_clear()
+
+
+def no_module(name: str):
+    raise ImportError("libtriton.so: undefined symbol\nmore")
+
+
+@pytest.mark.parametrize(
+    ("fake", "reason"),
+    [
+        (("version", lambda name: "3.1.0"), "triton 3.1.0 is too old: 3.6 or newer"),
+        (("import_module", no_module), "triton can't be imported: ImportError: libtriton.so: undefined symbol"),
+        (("shutil.which", lambda program: None), "triton finds no C compiler: install gcc or clang, or set CC"),
+    ],
+    ids=["version", "import", "compiler"],
+)
+def test_a_triton_that_cannot_compile_here_is_a_reason(fake, reason: str, gpu, monkeypatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(f"mvit_kernels.backends.triton.{fake[0]}", fake[1])
+    assert TritonBackend().unavailable() == reason
+    assert "triton" not in backends.available()
+    assert reason in explain(PROBLEM)
+    assert backends.reasons_not_supported(PROBLEM, "triton") == [reason]
+    with backends.use_backend("triton"), pytest.raises(backends.UnsupportedError, match="triton"):
+        backends.select(PROBLEM)
+
+
+def test_a_c_compiler_that_is_not_there_is_a_reason(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "CC is 'no-such-compiler', which is not a program" in str(TritonBackend().unavailable())
+    triton_backend._cannot_compile.cache_clear()
+    monkeypatch.setenv("CC", sys.executable)
+    assert TritonBackend().unavailable() is None
+
+
+def test_the_next_backend_is_chosen_where_triton_cannot_compile(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(backends.registry, "_FROM_ENVIRONMENT", None)
+    token = backends.registry._chosen.set(None)
+    try:
+        monkeypatch.setattr("mvit_kernels.backends.triton.shutil.which", lambda program: "/usr/bin/" + program)
+        assert backends.select(PROBLEM).name == "triton"
+        triton_backend._cannot_compile.cache_clear()
+        monkeypatch.setattr("mvit_kernels.backends.triton.shutil.which", lambda program: None)
+        assert backends.select(PROBLEM).name == "eager"
+    finally:
+        backends.registry._chosen.reset(token)
+
+
 def test_float64_and_a_wide_head_are_reasons() -> None:
     reasons = backends.reasons_not_supported(
         AttentionProblem(DEVICE, torch.float64, 1, 2, 192, 5, 5, False, False, "none", False), "triton"
