@@ -117,7 +117,7 @@ def _report(compiled: Any, name: str, arch: str) -> Report:
     metadata = compiled.metadata
     assembly = compiled.asm["amdgcn" if arch == "gfx9" else "ptx"]
     if arch == "gfx9":
-        registers = _number(r"\.vgpr_count:\s+(\d+)", assembly) + _number(r"\.agpr_count:\s+(\d+)", assembly)
+        registers = _number(r"\.vgpr_count:\s+(\d+)", assembly)  # accumulation registers are among them on gfx942
         spills = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
         threads = metadata.num_warps * 64
     else:

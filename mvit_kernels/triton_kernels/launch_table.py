@@ -15,7 +15,8 @@ FIELDS = ("family", "kernel", "dtype", "head_dim", "keys", "block_m", "block_n",
 ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     # float32 products run on the ordinary units: small tiles, or the operands do not fit the registers.
     ("any", "forward", "float32", 128, 0, 32, 32, 4, 1),
-    ("sm120", "grad_q", "float32", 96, 0, 64, 16, 8, 1),
+    ("gfx9", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
+    ("any", "grad_q", "float32", 96, 0, 64, 16, 8, 1),
     ("any", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
     ("sm120", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("any", "grad_kv", "float32", 128, 0, 32, 32, 4, 1),

@@ -105,9 +105,10 @@ def test_an_axis_without_a_table_gives_zeros(absent: int, poisoned_memory) -> No
     torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_of_the_log_sum_exp_matches_float64(poisoned_memory) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_the_log_sum_exp_matches_float64(dtype: torch.dtype, poisoned_memory) -> None:
     case = AttentionCase((1, 3, 4), (1, 4, 5), heads=1, head_dim=16)
-    inputs = [t for t in case.inputs(Guarded(device=DEVICE), torch.float16).values() if t is not None]
+    inputs = [t for t in case.inputs(Guarded(device=DEVICE), dtype).values() if t is not None]
 
     def gradients(op: Callable[..., Any], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         leaves = [t.detach().requires_grad_() for t in tensors]
@@ -124,7 +125,23 @@ def test_gradient_of_the_log_sum_exp_matches_float64(poisoned_memory) -> None:
 
     results = (gradients(kernel, inputs), gradients(eager, inputs), gradients(eager, [t.double() for t in inputs]))
     for k, e, o in zip(*results, strict=True):
-        assert_within_rule(k, e, o, "gradient", torch.float16)
+        assert_within_rule(k, e, o, "gradient", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [slice(*s) for s in ((0, 2), (2, 5), (5, 9), (0, 9), (1, 9), (2, 3))], ids=str)
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_a_rel_pos_row_of_minus_infinity_gives_nan_where_eager_does(has_cls: bool, axis: slice, dtype) -> None:
+    case = AttentionCase((1, 2, 3), (2, 3, 4), heads=2, head_dim=16, has_cls=has_cls)
+    run, inputs = backward.attention(case, dtype, Guarded(device=DEVICE))
+    inputs[3][0, 1, 4, axis] = -torch.inf
+    out, expected = run(ops, inputs), run(reference, inputs)
+    assert expected.isnan().any() == (not has_cls and axis not in (slice(2, 3),))
+    assert torch.equal(out.isnan(), expected.isnan())
+    grad = torch.ones_like(expected)
+    kernel, eager = (backward.gradients(run, which, inputs, grad) for which in (ops, reference))
+    for k, e in zip(kernel, eager, strict=True):
+        assert torch.equal(k.isnan(), e.isnan())
 
 
 def test_parts_of_the_sums_over_many_tokens_are_added_up(monkeypatch: pytest.MonkeyPatch, poisoned_memory) -> None:

@@ -14,7 +14,7 @@ and its rel-pos rows, k and v once (from L2 for all but the first program of a h
 import triton
 import triton.language as tl
 
-from .primitives import load_rel_pos, load_rows, one_hot, store_rows
+from .primitives import excludes_every_key, load_rel_pos, load_rows, one_hot, store_rows
 
 
 @triton.jit
@@ -166,6 +166,10 @@ def attention_forward(
         r1 = r0
         if S1 > 0:
             r1 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, S0, S1, S, CLS, q0.dtype)
+        if not CLS:
+            # Eager's softmax of nothing but -inf is NaN. The backward learns it from the log-sum-exp.
+            none = excludes_every_key(rows_base, queries, rows_stride_n, num_q, S, S0, S1, KT, KH, KW)
+            r0 = tl.where(none[:, None], float("nan"), r0.to(tl.float32)).to(q0.dtype)
 
     log2e_scale = scale * 1.4426950408889634
     acc0 = tl.zeros([BLOCK_M, D0], tl.float32)

@@ -57,3 +57,29 @@ def load_rel_pos(
     rows = tl.load(base + queries.to(tl.int64)[:, None] * stride + s[None, :], mask=keep, other=0.0)
     lowest: tl.constexpr = -6.0e4 if tl.float16 == DTYPE else -1.0e38
     return tl.where(rows < lowest, lowest, rows).to(DTYPE)
+
+
+@triton.jit
+def _minus_infinities(base, queries, stride, num_q, lower, upper, S0: tl.constexpr, S1: tl.constexpr):
+    """How many of the entries lower to upper of each query's rel-pos row are -inf."""
+    s = tl.arange(0, S0)
+    at = base + queries.to(tl.int64)[:, None] * stride
+    keep = (queries < num_q)[:, None] & ((s >= lower) & (s < upper))[None, :]
+    count = tl.sum((tl.load(at + s[None, :], mask=keep, other=0.0) == float("-inf")).to(tl.int32), 1)
+    if S1 > 0:
+        s1 = S0 + tl.arange(0, S1)
+        keep1 = (queries < num_q)[:, None] & ((s1 >= lower) & (s1 < upper))[None, :]
+        count += tl.sum((tl.load(at + s1[None, :], mask=keep1, other=0.0) == float("-inf")).to(tl.int32), 1)
+    return count
+
+
+@triton.jit
+def excludes_every_key(
+    base, queries, stride, num_q, S: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
+    KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+):  # fmt: skip
+    """Queries whose rel-pos row is -inf along a whole axis, so that every key of the grid has the score -inf."""
+    t = _minus_infinities(base, queries, stride, num_q, 0, KT, S0, S1)
+    h = _minus_infinities(base, queries, stride, num_q, KT, KT + KH, S0, S1)
+    w = _minus_infinities(base, queries, stride, num_q, KT + KH, S, S0, S1)
+    return (t == KT) | (h == KH) | (w == KW)
