@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import mhpa
-from ..description import MHPA, PoolNorm
+from ..description import MHPA, PoolNorm, RelPos
 from ..problem import Grid, Pool, tokens
 from .adapter import Layout, NotCovered, Random
 
 
 def small_grid(layer: MHPA, dims: int = 3) -> Grid:
-    """A grid, wider than high, on which every branch keeps more than one token per axis, in more than one window."""
+    """A grid, wider than high where the tables allow it, on which every branch keeps more than one token per axis, in
+    more than one window."""
     pools = [branch.pool for branch in layer.pools if isinstance(branch, PoolNorm)]
     if layer.host_pooling:
         pools.append(Pool("conv", (3, 3, 3), (2, 8, 8), (1, 1, 1)))  # its geometry is not known here
@@ -32,7 +33,12 @@ def small_grid(layer: MHPA, dims: int = 3) -> Grid:
     if layer.windows is not None:
         stride = layer.pool_q.pool.stride[1] if isinstance(layer.pool_q, PoolNorm) else 1
         return 1, h, stride * layer.windows.q[1] + w
-    return (t if dims == 3 else 1), h, w + 1
+    return (t if dims == 3 else 1), h, w + _holds_wider(layer.rel_pos, w)
+
+
+def _holds_wider(rel_pos: RelPos | None, w: int) -> bool:
+    """The stored table, where it is not interpolated, has rows for w + 1 tokens."""
+    return rel_pos is None or rel_pos.w is None or "w" in rel_pos.resized or len(rel_pos.w) >= 2 * (w + 1) - 1
 
 
 def tokens_and_grid(name: str, dims: int, returns: Callable[[Sequence[int]], Any], *, always: bool = False) -> Layout:

@@ -51,7 +51,7 @@ HF_SAM = {
 HF_HIERA = {"embed_dim": 24, "image_size": [64, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
-    "timm mvitv2": (lambda: timm_model("mvitv2_tiny", img_size=96), (1, 3, 96, 96), 10, 0),
+    "timm mvitv2": (lambda: timm_model("mvitv2_tiny", img_size=64), (1, 3, 64, 64), 10, 0),
     "timm hiera": (lambda: timm_model("hiera_tiny_224", img_size=64), (1, 3, 64, 64), 3, 9),
     "timm samvit": (lambda: timm_model("samvit_base_patch16", **SAM), (1, 3, 128, 128), 2, 0),
     "transformers SAM": (lambda: transformers_model("SamVision", **HF_SAM), (1, 3, 128, 128), 2, 0),
