@@ -70,6 +70,7 @@ enum class Residual : int32_t { none, all, no_cls };
 // out = softmax(scale * q k^T + bias) v (+ q), and the log-sum-exp of each row.
 struct AttentionProblem {
     DType dtype;
+    bool tf32; // CUDA, float32: products of operands rounded to TF32 are allowed
     int64_t batch, heads, queries, keys, head_dim;
     bool has_cls;
     Residual residual;

@@ -23,7 +23,9 @@ template <class T> const char *attention_of_type(const AttentionProblem &p, Stre
 
 } // namespace
 
-const char *pooling_attention_forward(const AttentionProblem &p, Stream stream) {
+int64_t pooling_attention_forward_scratch(const AttentionProblem &) { return 0; }
+
+const char *pooling_attention_forward(const AttentionProblem &p, void *, Stream stream) {
     switch (p.dtype) {
     case DType::f16:
         return attention_of_type<f16>(p, stream);

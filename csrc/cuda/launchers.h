@@ -11,7 +11,10 @@ namespace mvit::cuda {
 
 // Pointers and strides of q, k and v must be multiples of 16 bytes, the head dim one of 8; float16 or bfloat16.
 // Returns nullptr, or why nothing was started.
-const char *pooling_attention_forward(const AttentionProblem &p, Stream stream);
+//
+// `scratch` is device memory of as many bytes as the function beside it says, aligned to 256.
+int64_t pooling_attention_forward_scratch(const AttentionProblem &p);
+const char *pooling_attention_forward(const AttentionProblem &p, void *scratch, Stream stream);
 
 // The strides of x must be multiples of 8 channels, its pointer of 16 bytes; head dim a multiple of 8, 128 at most
 // with a norm; float16, bfloat16 or float32.

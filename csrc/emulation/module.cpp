@@ -5,5 +5,6 @@ PYBIND11_MODULE(mvit_emulation, m) {
     m.doc() = "The sources in csrc/cuda, run on a CPU by csrc/emulation.";
     pybind11::register_exception<mvit::emulation::Error>(m, "Error", PyExc_RuntimeError);
     mvit::emulation::add_primitives(m);
-    mvit::emulation::add_kernels(m);
+    mvit::emulation::add_attention_kernels(m);
+    mvit::emulation::add_token_kernels(m);
 }

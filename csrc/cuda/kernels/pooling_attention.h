@@ -8,44 +8,10 @@
 #pragma once
 
 #include "common/attention_tiles.h"
+#include "cuda/kernels/tile_copy.h"
 #include "cuda/primitives/mma.h"
-#include "cuda/primitives/sync.h"
 
 namespace mvit::cuda {
-
-// Copies a tile of rows of 16-bit elements into swizzled shared memory. A thread has one chunk in each group of chunks
-// and one row in each pass, so that its addresses differ by constants.
-template <int kRows, int kDim, int kThreads> struct TileCopy {
-    using Rows = Tile<kDim>;
-    static constexpr int kStep = kThreads / Rows::kGroup; // rows of a pass
-    static constexpr int kGroups = Rows::kChunks / Rows::kGroup;
-    static_assert(kRows % kStep == 0 && kStep % 8 == 0, "whole passes over which the swizzle repeats");
-
-    const char *from; // of this thread, in the tile
-    int64_t step;     // bytes from pass to pass
-    int row, chunk;
-    Shared to;
-
-    MVIT_DEVICE TileCopy(const void *base, int64_t stride)
-        : row(thread_index() / Rows::kGroup), chunk(thread_index() % Rows::kGroup) {
-        from = static_cast<const char *>(base) + 2 * (row * stride + chunk * 8);
-        step = 2 * kStep * stride;
-        to = Rows::offset(row, chunk);
-    }
-
-    // Rows from `count` on and chunks past `dim` become zeros. Goes on to the next kRows rows.
-    MVIT_DEVICE void start(Shared tile, int count, int dim) {
-        MVIT_UNROLL
-        for (int pass = 0; pass < kRows / kStep; ++pass) {
-            MVIT_UNROLL
-            for (int group = 0; group < kGroups; ++group)
-                cp_async_16(tile + to + Shared(pass * kStep * Rows::kRowBytes + group * Rows::kGroup * 16),
-                            from + group * Rows::kGroup * 16,
-                            row + pass * kStep < count && (chunk + group * Rows::kGroup) * 8 < dim);
-            from += step;
-        }
-    }
-};
 
 // A bool as a type, for `if constexpr` on an argument.
 template <bool kValue> struct Constant {
