@@ -25,8 +25,11 @@ TWO_DIMENSIONAL = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
 def plain(name: str, module: Any, *kinds: type[nn.Module]) -> None:
     """NotCovered unless `module` is exactly one of `kinds`, without hooks or an own forward."""
     if type(module) not in kinds:
-        covered = " or ".join(kind.__name__ for kind in kinds)
-        raise NotCovered(f"{name} is {type(module).__name__}, {covered} is covered")
+        covered, found = [kind.__name__ for kind in kinds], type(module).__name__
+        # A quantised Linear, for one, is called Linear too.
+        raise NotCovered(
+            f"{name} is {full_name(type(module)) if found in covered else found}, {' or '.join(covered)} is covered"
+        )
     if "forward" in vars(module):
         raise NotCovered(f"{name} has its forward replaced")
     if has_hooks(module):

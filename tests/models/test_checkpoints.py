@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
 import warnings
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +13,7 @@ from torch import Tensor, nn
 
 from mvit_kernels import models
 from mvit_kernels.models import MViTConfig, convert_state_dict, translate_state_dict
+from tests.patch.layers import imported
 
 LIBRARIES = (
     "mvit_kernels",
@@ -255,9 +252,9 @@ def test_mmpretrain_loads_and_computes_the_same() -> None:
     }
 
 
-def test_mmaction2_loads_and_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mmaction2_loads_and_computes_the_same() -> None:
     theirs = randomised(
-        _mmaction2_backbone(monkeypatch)(
+        imported("mmaction.models.backbones.mvit", "MViT")(
             arch={"embed_dims": 16, "num_layers": 4, "num_heads": 1, "downscale_indices": [1, 3]},
             spatial_size=64,
             temporal_size=8,
@@ -275,19 +272,6 @@ def test_mmaction2_loads_and_computes_the_same(monkeypatch: pytest.MonkeyPatch) 
     assert error <= OF_SCALE * expected.abs().max()
     backbone = {key: tensor for key, tensor in ours.state_dict().items() if not key.startswith("head.")}
     assert_same(convert_state_dict(backbone, from_="slowfast", to="mmaction2"), theirs.state_dict())
-
-
-def _mmaction2_backbone(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """mmaction2's MViT without its packages' __init__ files: its 1.2.0 wheel lacks a module that they import."""
-    mmaction = pytest.importorskip("mmaction", exc_type=ImportError)
-    for package in ("models", "models.backbones", "models.utils"):
-        name = f"mmaction.{package}"
-        module = types.ModuleType(name)
-        module.__path__ = [str(Path(mmaction.__file__).parent.joinpath(*package.split(".")))]
-        monkeypatch.setitem(sys.modules, name, module)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("mmaction.models.backbones.mvit").MViT
 
 
 def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:

@@ -14,13 +14,15 @@ What `mvit_kernels.accelerate` does with each attention layer it knows. This tab
 `tests/patch/test_layers.py` runs (`python -m tests.patch.supported_models`); torchvision's layers have tests of their
 own (`tests/patch/test_torchvision.py`).
 
-- *kernels*: replaced. Outputs and every gradient are tested against the host in float32 and float64.
+- *kernels*: replaced. Outputs and every gradient are tested against the host in float32 and float64, outputs in
+  bfloat16 and float16.
 - *host pooling*: the library pools, the attention is fused; the report says so.
 - *left alone*: keeps its own forward; the report gives the reason.
 
 Tested on *own class*: the library's own code, skipped where it is not installed. *Stand-in*: a layer written for the
 tests with the library's attributes and arithmetic. Whatever the table says, a layer is replaced only after its own
-forward and its description agreed on random float64 input (`mvit_kernels/patch/proof.py`).
+forward and its description agreed on random float64 input (`mvit_kernels/patch/proof.py`). SlowFast's layer inside
+reversible blocks (Rev-MViT): `tests/patch/test_reversible.py`.
 
 | library | layer | result | tested on |
 |---|---|---|---|

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mvit_kernels import accelerate, restore
+from mvit_kernels import accelerate, backends, restore
 from mvit_kernels.patch.swap import is_accelerated
 from tests.numerics import assert_gradients_within_rule, assert_within_rule
 
@@ -77,6 +77,33 @@ def test_outputs_and_every_gradient(case, backend) -> None:
     for k, o in zip(double[1], oracle[1], strict=True):
         if o is not None:
             torch.testing.assert_close(k, o, rtol=1e-8, atol=1e-10 * float(o.abs().max()) + 1e-14 * largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every(replaced=True)
+def test_half_precision(case, dtype: torch.dtype, backend) -> None:
+    """A model that was cast, in inference: from the same rounded parameters and input."""
+    _, module, inputs = case
+    module.eval().to(dtype)
+    x = inputs[0].to(dtype)
+
+    def run_in(kind: torch.dtype, layer: nn.Module) -> Tensor:
+        with torch.no_grad():
+            result = layer.to(kind)(x.to(kind), *inputs[1:])
+        return result[0] if isinstance(result, tuple) else result
+
+    oracle = run_in(torch.float64, copy.deepcopy(module))
+    try:
+        eager = run_in(dtype, copy.deepcopy(module))
+    except NotImplementedError:  # PyTorch has no avg_pool3d in half precision on CPUs; the reference has
+        with backends.use_backend("eager"):
+            twin = copy.deepcopy(module)
+            accelerate(twin)
+            eager = run_in(dtype, twin)
+    assert len(accelerate(module).replaced) == 1
+    kernel = run_in(dtype, module)
+    assert kernel.dtype == dtype
+    assert_within_rule(kernel, eager, oracle)
 
 
 @every(replaced=True)
