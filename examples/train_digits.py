@@ -36,8 +36,8 @@ def train(run: str, data: tuple[Tensor, Tensor], steps: int, batch: int, seed: i
             for parameter in model.parameters():
                 parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
     clips, labels = data
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=max(steps, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=max(steps, 2))
     losses: list[float] = []
     start = time.perf_counter()
     draws = torch.Generator().manual_seed(seed)
@@ -77,8 +77,8 @@ def draw(path: Path, curves: dict[str, list[float]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="write the loss curves as a picture")
     args = parser.parse_args()
