@@ -139,22 +139,9 @@ def test_speed(name: str, what: str, dtype: str, report: Callable[[str], None], 
 
 
 def saved_bytes(layer: nn.Module, inputs: tuple[Tensor, Any]) -> int:
-    """Bytes that a forward keeps for backward, its input and parameters not counted; a storage counts once."""
     leaf = inputs[0].detach().requires_grad_()
-    held = {t.untyped_storage().data_ptr() for t in [leaf, *layer.parameters()]}
-    saved: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = layer(leaf, inputs[1])[0]
-    found = sum(saved.values())
-    del out
-    return found
+    layer(leaf, inputs[1])
+    return measure.kept_for_backward(lambda: layer(leaf, inputs[1]))
 
 
 @pytest.mark.parametrize("name", MODELS)

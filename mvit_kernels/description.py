@@ -7,8 +7,9 @@ spells it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ class Fused:
 
     linear: nn.Linear
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.linear.parameters()
+
 
 @dataclass(frozen=True)
 class Separate:
@@ -30,6 +34,9 @@ class Separate:
     q: nn.Linear
     k: nn.Linear
     v: nn.Linear
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return chain.from_iterable(part.parameters() for part in (self.q, self.k, self.v))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import _library
 
@@ -114,6 +115,31 @@ def peak_extra_memory(call: Callable[[], object], *, device: torch.device | str 
     raise ValueError(f"peak_extra_memory: device is {device}, cpu or cuda is right")
 
 
+def kept_for_backward(call: Callable[[], Tensor | Sequence[Any]], *, device: torch.device | str = "cpu") -> int:
+    """Bytes that a forward leaves allocated, its result's first tensor not counted: what it keeps for the backward.
+
+    Call it once before, so that what is allocated once and kept is not counted. Counted by the allocator, as in
+    :func:`peak_extra_memory`, and not by what autograd is told to save: it may be told to compute it again.
+    """
+    device = torch.device(device)
+    result: Any = None
+
+    def keep() -> None:
+        nonlocal result
+        result = call()
+
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        keep()
+        held = torch.cuda.memory_allocated(device) - before
+    elif device.type == "cpu":
+        held = sum(_cpu_allocations(keep))
+    else:
+        raise ValueError(f"kept_for_backward: device is {device}, cpu or cuda is right")
+    first = result if isinstance(result, Tensor) else result[0]
+    return held - first.untyped_storage().nbytes()
+
+
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What a figure was measured on: processor, threads, versions, SIMD level, GPU and revision (None where absent)."""
     device = torch.device(device)
@@ -169,6 +195,15 @@ def _peak_extra_cuda(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_extra_cpu(call: Callable[[], object]) -> int:
+    held = peak = 0
+    for size in _cpu_allocations(call):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def _cpu_allocations(call: Callable[[], object]) -> list[int]:
+    """Bytes of each allocation, less than 0 of each release, during `call`, in order; its result is then dropped."""
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
     with _stderr_silenced():
         profiler.start()
@@ -180,11 +215,7 @@ def _peak_extra_cpu(call: Callable[[], object]) -> int:
     del result  # after the last event, so that it is counted
     recorded: Any = profiler.profiler  # the public event list folds releases into the operators around them
     events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 @contextmanager

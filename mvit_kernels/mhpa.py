@@ -15,7 +15,8 @@ from . import ops, windows
 from .description import MHPA, Fused, HostPool, PoolNorm, RelPos
 from .ops import checks
 from .problem import Grid, Pool, TouchedGrid, touched_grid
-from .projection import linear, project
+from .projection import compute_dtype, project
+from .recompute import Recomputed, recomputed
 from .rel_pos_tables import gather_table
 
 NO_GRID: Grid = (0, 0, 0)
@@ -41,16 +42,18 @@ def forward(
     if layer.looks_at_grid:
         checks.token_count("mhpa", "x", x, 1, grid, layer.has_cls)
 
+    again = recomputed(x, layer.qkv.parameters())
     project_and_pool = _pool_then_project if layer.pool_first else _project_then_pool
-    (q, grid_q), (k, grid_k), (v, _) = project_and_pool(layer, x, grid)
-    if layer.windows is None:
-        out = _attend(layer, q, k, v, grid_q, grid_k)
-    else:
-        # Padded queries are zero and cut off again, so that the residual inside the windows is the one outside.
-        (win_q, win_k), (size_q, size_k) = windows.partitions("mhpa", layer.windows, grid_q, grid_k)
-        q = windows.partition(q, grid_q, size_q)
-        k, v = windows.partition(k, grid_k, size_k), windows.partition(v, grid_k, size_k)
-        out = windows.merge(_attend(layer, q, k, v, win_q, win_k), grid_q, size_q)
+    (q, grid_q), (k, grid_k), (v, _) = project_and_pool(layer, x, grid, again)
+    with again.not_kept():
+        if layer.windows is None:
+            out = _attend(layer, q, k, v, grid_q, grid_k)
+        else:
+            # Padded queries are zero and cut off again, so that the residual inside the windows is the one outside.
+            (win_q, win_k), (size_q, size_k) = windows.partitions("mhpa", layer.windows, grid_q, grid_k)
+            q = windows.partition(q, grid_q, size_q)
+            k, v = windows.partition(k, grid_k, size_k), windows.partition(v, grid_k, size_k)
+            out = windows.merge(_attend(layer, q, k, v, win_q, win_k), grid_q, size_q)
     del q, k, v  # or they live through the projection, where the memory peaks
     return _project_out(layer, out.flatten(2), residual), grid_q if layer.looks_at_grid else thw
 
@@ -76,49 +79,48 @@ Pooled = list[tuple[Tensor, Grid]]
 """Pooled q, k and v (B, H, N, D), each with its grid."""
 
 
-def _project_then_pool(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
-    branches = layer.pools
+def _project_then_pool(layer: MHPA, x: Tensor, grid: Grid, again: Recomputed) -> Pooled:
+    x = x.to(compute_dtype(x))
+    touched, index, grids = None, None, [grid] * 3
     if layer.uses_touched_tokens:
         assert isinstance(layer.pool_k, PoolNorm)
         pool = layer.pool_k.pool
         touched = touched_grid(pool, grid)
         index = _token_index(touched, pool, grid, layer.has_cls, x.device)
-        q, k, v = _project(layer, x, x.index_select(1, index))
-        pooled = _pool([q, k, v], branches, [grid, touched.thw, touched.thw], touched, layer.has_cls)
-    else:
-        q, k, v = _project(layer, x, None)
-        pooled = _pool([q, k, v], branches, [grid] * 3, None, layer.has_cls)
-    return pooled
+        grids = [grid, touched.thw, touched.thw]
+    projected = _project(layer, x, index, again)
+    with again.not_kept():
+        return _pool(projected, layer.pools, grids, touched, layer.has_cls)
 
 
-def _pool_then_project(layer: MHPA, x: Tensor, grid: Grid) -> Pooled:
+def _pool_then_project(layer: MHPA, x: Tensor, grid: Grid, again: Recomputed) -> Pooled:
     folded = _split_heads(x, layer.pool_heads)
     pooled = _pool([folded] * 3, layer.pools, [grid] * 3, None, layer.has_cls)
     tokens = [y.transpose(1, 2).flatten(2) for y, _ in pooled]
+    parts: list[tuple[Tensor, Tensor | None]]
     if isinstance(layer.qkv, Fused):
         biases = [None] * 3 if layer.qkv.linear.bias is None else layer.qkv.linear.bias.chunk(3)
-        projected = [linear(y, w, b) for y, w, b in zip(tokens, layer.qkv.linear.weight.chunk(3), biases, strict=True)]
+        parts = list(zip(layer.qkv.linear.weight.chunk(3), biases, strict=True))
     else:
-        linears = (layer.qkv.q, layer.qkv.k, layer.qkv.v)
-        projected = [project(y, module) for y, module in zip(tokens, linears, strict=True)]
+        parts = [(part.weight, part.bias) for part in (layer.qkv.q, layer.qkv.k, layer.qkv.v)]
+    projected = [again.projection(y, weight, bias) for y, (weight, bias) in zip(tokens, parts, strict=True)]
     return [(_split_heads(y, layer.heads), grid_) for y, (_, grid_) in zip(projected, pooled, strict=True)]
 
 
-def _project(layer: MHPA, x: Tensor, touched: Tensor | None) -> list[Tensor]:
+def _project(layer: MHPA, x: Tensor, touched: Tensor | None, again: Recomputed) -> list[Tensor]:
     """q of all tokens, k and v of all or of the touched ones, each (B, H, N, D) as views of the projections."""
     if isinstance(layer.qkv, Fused):
         weight, bias = layer.qkv.linear.weight, layer.qkv.linear.bias
         if touched is None:
-            return _unbind_heads(linear(x, weight, bias), 3, layer.heads)
+            return _unbind_heads(again.projection(x, weight, bias), 3, layer.heads)
         width = weight.shape[0] // 3
         bias_q, bias_kv = (None, None) if bias is None else (bias[:width], bias[width:])
         return [
-            *_unbind_heads(linear(x, weight[:width], bias_q), 1, layer.heads),
-            *_unbind_heads(linear(touched, weight[width:], bias_kv), 2, layer.heads),
+            *_unbind_heads(again.projection(x, weight[:width], bias_q), 1, layer.heads),
+            *_unbind_heads(again.projection(x, weight[width:], bias_kv, touched), 2, layer.heads),
         ]
-    kv_input = x if touched is None else touched
-    inputs = ((layer.qkv.q, x), (layer.qkv.k, kv_input), (layer.qkv.v, kv_input))
-    return [_split_heads(project(y, module), layer.heads) for module, y in inputs]
+    inputs = ((layer.qkv.q, None), (layer.qkv.k, touched), (layer.qkv.v, touched))
+    return [_split_heads(again.projection(x, part.weight, part.bias, index), layer.heads) for part, index in inputs]
 
 
 def _unbind_heads(x: Tensor, parts: int, heads: int) -> list[Tensor]:

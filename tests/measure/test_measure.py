@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mvit_kernels import measure
-from mvit_kernels.measure import MIB, Spread, Timings, peak_extra_memory, time_alternating
+from mvit_kernels.measure import MIB, Spread, Timings, kept_for_backward, peak_extra_memory, time_alternating
 
 MIB_OF_FLOATS = MIB // 4
 
@@ -153,6 +153,15 @@ def test_a_failing_call_leaves_the_profiler_off():
 def test_peak_memory_refuses_a_device_it_can_not_measure():
     with pytest.raises(ValueError, match="device is meta, cpu or cuda is right"):
         peak_extra_memory(int, device="meta")
+
+
+def test_kept_for_backward_counts_what_is_alive_and_not_the_result():
+    a = torch.ones(MIB_OF_FLOATS, requires_grad=True)
+    assert kept_for_backward(lambda: a.exp().sin()) == MIB  # what sin was given; exp keeps its own result, the same
+    assert kept_for_backward(lambda: (a.exp().sin(), "and more")) == MIB
+    assert kept_for_backward(lambda: a.detach().exp().sin()) == 0
+    with pytest.raises(ValueError, match="device is meta, cpu or cuda is right"):
+        kept_for_backward(lambda: a, device="meta")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
