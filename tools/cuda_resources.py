@@ -35,12 +35,22 @@ KERNELS = {
     for dim, budget in ATTENTION_REGISTERS.items()
     for rel_pos in ("false", "true")
 }
+KERNELS |= {
+    f"pooling_attention_{kind}<{dim}, {rel_pos}>": budget
+    for kind in ("float32", "tf32")
+    for dim, budget in ATTENTION_REGISTERS.items()
+    for rel_pos in ("false", "true")
+}
+KERNELS |= {f"attention_combine<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"pool3d_norm<{dtype}>": 128 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"decomposed_rel_pos<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 """Every kernel with its register budget."""
 
 PROBLEMS = {
-    "pooling_attention": "AttentionProblem",
+    "pooling_attention": "AttentionForward",
+    "pooling_attention_float32": "AttentionForward",
+    "pooling_attention_tf32": "AttentionForward",
+    "attention_combine": "AttentionForward",
     "pool3d_norm": "PoolProblem",
     "decomposed_rel_pos": "RelPosProblem",
 }
@@ -80,7 +90,7 @@ class Resources:
             found.append(f"{self.spilled} bytes spilled, {self.stack} bytes of stack")
         if self.registers > self.budget:
             found.append(f"{self.registers} registers, the budget is {self.budget}")
-        if not self.hmma and self.kernel.startswith("pooling_attention"):
+        if not self.hmma and self.kernel.startswith(("pooling_attention<", "pooling_attention_tf32")):
             found.append("no tensor-core instruction")
         if not self.wide_loads:
             found.append("no 128-bit load from global memory")

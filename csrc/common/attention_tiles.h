@@ -1,11 +1,11 @@
-// How the CUDA pooling_attention kernel divides a problem. Pure functions of shapes, so a host can test them.
+// How the CUDA pooling_attention kernels divide a problem. Pure functions of shapes, so a host can test them.
 #pragma once
 
 #include "common/grid.h"
 
 namespace mvit {
 
-// The head dims the kernel is compiled for; others are padded with zeros to the next of these.
+// The head dims the kernels are compiled for; others are padded with zeros to the next of these.
 constexpr int kAttentionDims[] = {48, 64, 80, 96, 128};
 
 // 0 where the head dim is too large.
@@ -16,17 +16,26 @@ static constexpr int attention_dim(int64_t head_dim) {
     return 0;
 }
 
+// The three kernels: tensor cores on 16-bit numbers, float32 as IEEE has it, tensor cores on TF32.
+enum class AttentionKernel { half, float32, tf32 };
+
+static constexpr AttentionKernel attention_kernel(const AttentionProblem &p) {
+    return p.dtype != DType::f32 ? AttentionKernel::half : p.tf32 ? AttentionKernel::tf32 : AttentionKernel::float32;
+}
+
 struct AttentionTile {
-    int rows;    // queries of a block, 16 for each warp
+    int rows;    // queries of a block
     int keys;    // of one step
-    int stages;  // key tiles in flight or in use
     int threads; // of a block
     int blocks;  // on one multiprocessor, for the register budget
 };
 
-// S and O of a warp are keys / 2 + dim / 2 registers of a thread, q another dim / 4; with 255 registers two blocks
-// share a multiprocessor. At dim 128 only 48 keys leave room for the rest.
-static constexpr AttentionTile attention_tile(int dim) { return {64, dim > 96 ? 48 : 64, 2, 128, 2}; }
+// 16 bit: a warp has 16 queries, S and O are keys / 2 + dim / 2 registers of a thread, q another dim / 4.
+// float32: a thread has 4 x 4 scores and 4 x dim / 8 outputs; TF32 as 16 bit with half the keys.
+static constexpr AttentionTile attention_tile(AttentionKernel kernel, int dim) {
+    return kernel == AttentionKernel::half ? AttentionTile{64, dim > 96 ? 48 : 64, 128, 2}
+                                           : AttentionTile{64, 32, 128, 2};
+}
 
 // The bias of a key is the sum of three entries of its query's row, which ends with a zero for keys without a bias.
 // They are named by three 10-bit numbers.
@@ -36,15 +45,75 @@ static constexpr int64_t rel_pos_entries(const AttentionProblem &p) {
     return p.rel_pos ? p.grid_k.t + p.grid_k.h + p.grid_k.w : 0;
 }
 
-// Keys and values of each stage; then the rows of bias, and per stage the entries that a key's bias is made of.
-static constexpr int64_t attention_shared_bytes(int dim, int64_t entries) {
-    const AttentionTile tile = attention_tile(dim);
-    const int64_t tiles = int64_t(tile.stages) * 2 * tile.keys * dim * 2;
-    return tiles + (entries ? tile.rows * (entries + 1) * 4 + tile.stages * tile.keys * 4 : 0);
+// A row of probabilities of the float32 kernel: four rows of a warp begin 8 banks apart.
+static constexpr int attention_probability_pitch(int keys) { return keys + 8; }
+
+// The tiles of q, k and v; probabilities where they can't stay in registers; the rows of bias and the entries that a
+// key's bias is made of.
+static constexpr int64_t attention_shared_bytes(AttentionKernel kernel, int dim, int64_t entries) {
+    const AttentionTile tile = attention_tile(kernel, dim);
+    const int64_t size = kernel == AttentionKernel::half ? 2 : 4;
+    const int64_t probabilities =
+        kernel == AttentionKernel::float32 ? tile.rows * attention_probability_pitch(tile.keys) * 4 : 0;
+    return (tile.rows + 2 * tile.keys) * dim * size + probabilities +
+           (entries ? tile.rows * (entries + 1) * 4 + tile.keys * 4 : 0);
 }
 
-static constexpr int64_t attention_blocks(const AttentionProblem &p) {
-    return p.batch * p.heads * ceil_div(p.queries, attention_tile(attention_dim(p.head_dim)).rows);
+// One launch: with few queries the keys are split among several blocks, each of which writes its part of the result,
+// and attention_combine adds the parts up.
+struct AttentionForward {
+    AttentionProblem p;
+    int64_t splits, keys_of_split; // whole tiles of keys
+    float *parts;                  // scratch of attention_scratch_bytes where splits > 1
+};
+
+static constexpr int64_t attention_row_tiles(const AttentionProblem &p) {
+    return ceil_div(p.queries, attention_tile(attention_kernel(p), attention_dim(p.head_dim)).rows);
+}
+
+// A model of time, in 32nds of a step of a block that has a multiprocessor for itself. Two blocks there take 1.25 for a
+// step of both, for each hides the other's waiting. A block's start and end take 1.5 steps, 2.5 where it writes a part;
+// the second launch takes 3, and half a step for each part that a multiprocessor has to read.
+static constexpr int64_t attention_cost(int64_t blocks, int64_t steps, int64_t splits, int64_t multiprocessors) {
+    const int64_t rounds = blocks / (2 * multiprocessors), rest = blocks % (2 * multiprocessors);
+    const int64_t time = 20 * rounds + (rest > multiprocessors ? 20 : rest > 0 ? 16 : 0);
+    return splits > 1 ? time * (2 * steps + 5) + 96 + 16 * ceil_div(blocks, multiprocessors) : time * (2 * steps + 3);
+}
+
+constexpr int64_t kMaxAttentionSplits = 16;
+
+static constexpr AttentionForward attention_forward(const AttentionProblem &p, int64_t multiprocessors) {
+    const int64_t keys_of_tile = attention_tile(attention_kernel(p), attention_dim(p.head_dim)).keys;
+    const int64_t tiles = ceil_div(p.keys, keys_of_tile), blocks = p.batch * p.heads * attention_row_tiles(p);
+    int64_t best = tiles, best_splits = 1;
+    if (blocks >= 2 * multiprocessors) // all multiprocessors are busy, and the parts would be large
+        return {p, 1, tiles * keys_of_tile, nullptr};
+    for (int64_t wanted = 2; wanted <= min(tiles, kMaxAttentionSplits); ++wanted) {
+        const int64_t steps = ceil_div(tiles, wanted), splits = ceil_div(tiles, steps);
+        if (attention_cost(blocks * splits, steps, splits, multiprocessors) <
+            attention_cost(blocks * best_splits, best, best_splits, multiprocessors))
+            best = steps, best_splits = splits;
+    }
+    return {p, best_splits, best * keys_of_tile, nullptr};
+}
+
+static constexpr int64_t attention_blocks(const AttentionForward &f) {
+    return f.p.batch * f.p.heads * attention_row_tiles(f.p) * f.splits;
+}
+
+static constexpr int64_t attention_rows(const AttentionProblem &p) { return p.batch * p.heads * p.queries; }
+
+// For each part and row: the outputs before their division, (splits, B, H, Nq, D); then (splits, B, H, Nq) pairs of
+// the largest score and the sum of exponentials.
+static constexpr int64_t attention_scratch_bytes(const AttentionForward &f) {
+    return f.splits > 1 ? f.splits * attention_rows(f.p) * (f.p.head_dim + 2) * 4 : 0;
+}
+
+constexpr int kCombineThreads = 128;
+
+// Each thread of attention_combine has 8 channels of a row.
+static constexpr int64_t attention_combine_blocks(const AttentionProblem &p) {
+    return ceil_div(attention_rows(p) * (p.head_dim / 8), kCombineThreads);
 }
 
 } // namespace mvit

@@ -9,10 +9,11 @@
 
 namespace mvit::cuda {
 
-// Pointers and strides of q, k and v must be multiples of 16 bytes, the head dim one of 8; float16 or bfloat16.
-// Returns nullptr, or why nothing was started.
+// Pointers and strides of q, k and v must be multiples of 16 bytes, the head dim one of 8; float16, bfloat16 or
+// float32. Returns nullptr, or why nothing was started.
 //
-// `scratch` is device memory of as many bytes as the function beside it says, aligned to 256.
+// `scratch` is device memory of as many bytes as the function beside it says, for the device that is current in both
+// calls, aligned to 256.
 int64_t pooling_attention_forward_scratch(const AttentionProblem &p);
 const char *pooling_attention_forward(const AttentionProblem &p, void *scratch, Stream stream);
 
@@ -24,7 +25,9 @@ const char *pool3d_norm_forward(const PoolProblem &p, Stream stream);
 const char *decomposed_rel_pos_forward(const RelPosProblem &p, Stream stream);
 
 // One instantiation, defined in a file of its own (csrc/cuda/instantiations).
-template <class T, int kDim> const char *launch_pooling_attention(const AttentionProblem &p, Stream stream);
+template <class T, int kDim> const char *launch_pooling_attention(const AttentionForward &f, Stream stream);
+template <int kDim> const char *launch_pooling_attention_float32(const AttentionForward &f, Stream stream);
+template <class T> const char *launch_attention_combine(const AttentionForward &f, Stream stream);
 template <class T> const char *launch_pool3d_norm(const PoolProblem &p, Stream stream);
 template <class T> const char *launch_decomposed_rel_pos(const RelPosProblem &p, Stream stream);
 

@@ -8,12 +8,14 @@ namespace {
 
 namespace py = pybind11;
 
-void pooling_attention(bool is_bf16, const std::array<int64_t, 5> &sizes, uintptr_t q, const Strides &q_strides,
-                       uintptr_t k, const Strides &k_strides, uintptr_t v, const Strides &v_strides, uintptr_t rel_pos,
+void pooling_attention(const std::string &dtype, bool tf32, int64_t multiprocessors,
+                       const std::array<int64_t, 5> &sizes, uintptr_t q, const Strides &q_strides, uintptr_t k,
+                       const Strides &k_strides, uintptr_t v, const Strides &v_strides, uintptr_t rel_pos,
                        const Strides &rel_pos_strides, const std::array<int64_t, 3> &grid_k, double scale, bool has_cls,
                        const std::string &residual, uintptr_t out, uintptr_t lse, uint64_t seed) {
     AttentionProblem p = {};
-    p.dtype = is_bf16 ? DType::bf16 : DType::f16;
+    p.dtype = dtype_of(dtype);
+    p.tf32 = tf32;
     p.batch = sizes[0], p.heads = sizes[1], p.queries = sizes[2], p.keys = sizes[3], p.head_dim = sizes[4];
     p.has_cls = has_cls;
     p.residual = residual == "none" ? Residual::none : residual == "all" ? Residual::all : Residual::no_cls;
@@ -30,17 +32,38 @@ void pooling_attention(bool is_bf16, const std::array<int64_t, 5> &sizes, uintpt
     p.grid_k = size3(grid_k);
     p.out = reinterpret_cast<void *>(out);
     p.lse = reinterpret_cast<void *>(lse);
+    set_multiprocessors(multiprocessors);
     const Scratch scratch(cuda::pooling_attention_forward_scratch(p));
     if (const char *const reason = cuda::pooling_attention_forward(p, scratch.data(), &seed))
         throw std::runtime_error(reason);
+}
+
+// How the kernel for a dtype divides a problem, as a dict.
+py::dict attention_plan(const std::string &dtype, bool tf32, const std::array<int64_t, 5> &sizes,
+                        const std::array<int64_t, 3> &grid_k, int64_t multiprocessors) {
+    AttentionProblem p = {};
+    p.dtype = dtype_of(dtype);
+    p.tf32 = tf32;
+    p.batch = sizes[0], p.heads = sizes[1], p.queries = sizes[2], p.keys = sizes[3], p.head_dim = sizes[4];
+    p.grid_k = size3(grid_k);
+    p.rel_pos = volume(p.grid_k) ? &p : nullptr;
+    const AttentionForward f = attention_forward(p, multiprocessors);
+    const AttentionTile tile = attention_tile(attention_kernel(p), attention_dim(p.head_dim));
+    py::dict plan;
+    plan["rows"] = tile.rows, plan["keys"] = tile.keys, plan["threads"] = tile.threads;
+    plan["blocks_of_multiprocessor"] = tile.blocks;
+    plan["blocks"] = attention_blocks(f), plan["splits"] = f.splits, plan["keys_of_split"] = f.keys_of_split;
+    plan["shared_bytes"] = attention_shared_bytes(attention_kernel(p), attention_dim(p.head_dim), rel_pos_entries(p));
+    plan["scratch_bytes"] = attention_scratch_bytes(f);
+    return plan;
 }
 
 } // namespace
 
 void add_attention_kernels(py::module_ &m) {
     m.def("pooling_attention", &pooling_attention);
+    m.def("attention_plan", &attention_plan);
     m.def("attention_dim", [](int64_t head_dim) { return attention_dim(head_dim); });
-    m.def("attention_shared_bytes", [](int dim, int64_t entries) { return attention_shared_bytes(dim, entries); });
     m.def("attention_dims", [] { return std::vector<int>(std::begin(kAttentionDims), std::end(kAttentionDims)); });
 }
 

@@ -111,6 +111,7 @@ private:
 
 thread_local Block *block = nullptr;
 thread_local int worst_conflicts = 1;
+thread_local int64_t multiprocessor_count = 1;
 
 void Block::enter(void *argument) {
     Block *const self = static_cast<Block *>(argument);
@@ -411,6 +412,9 @@ void cp_async_wait(int groups) {
         thread.groups.pop_front();
     }
 }
+
+int64_t multiprocessors() { return multiprocessor_count; }
+void set_multiprocessors(int64_t count) { multiprocessor_count = count; }
 
 int bank_conflicts() { return worst_conflicts; }
 void note_bank_conflicts(int ways) { worst_conflicts = std::max(worst_conflicts, ways); }

@@ -44,6 +44,10 @@ void cp_async_wait(int groups);
 using WarpWork = void (*)(void *const *operands);
 void together(const char *instruction, void *operands, WarpWork work);
 
+// Of the GPU that launches are planned for: 1 unless a test says otherwise, so that one block does all keys.
+int64_t multiprocessors();
+void set_multiprocessors(int64_t count);
+
 // The most ways in which one ldmatrix of the last launch hit the same group of banks; 1 is free of conflicts.
 int bank_conflicts();
 void note_bank_conflicts(int ways);

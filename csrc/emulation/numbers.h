@@ -26,6 +26,14 @@ inline uint16_t bf16_bits(float value) {
 }
 inline float bf16_value(uint16_t bits) { return float_of(uint32_t(bits) << 16); }
 
+// NaN becomes 0x7fffffff, which no other number rounds to.
+inline uint32_t tf32_bits(float value) {
+    const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return 0x7fffffff;
+    return magnitude == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
+
 // In integers, so that it does not depend on the host's half-precision instructions.
 inline uint16_t f16_bits(float value) {
     const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;

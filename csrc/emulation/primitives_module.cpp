@@ -200,6 +200,7 @@ void add_primitives(pybind11::module_ &m) {
     m.def("tile_layout", &tile_layout_of);
     m.def("pack_f16", [](float low, float high) { return pack<f16>(low, high); });
     m.def("pack_bf16", [](float low, float high) { return pack<bf16>(low, high); });
+    m.def("tf32", [](float x) { return emulation::float_of(tf32(x)); });
     m.def("unpack_f16", [](uint32_t pair) {
         float low, high;
         unpack<f16>(pair, low, high);

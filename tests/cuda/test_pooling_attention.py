@@ -34,10 +34,12 @@ PUBLISHED = [
 ]
 
 
-def check(emulation, case: AttentionCase, dtype: torch.dtype, seed: int = 0, **options: object) -> None:
+def check(
+    emulation, case: AttentionCase, dtype: torch.dtype, *, seed: int = 0, multiprocessors: int = 1, **options: object
+) -> None:
     make = Aligned(seed)
     inputs, keywords = case.inputs(make, dtype), {**case.options, **options}
-    out, lse = pooling_attention(emulation, **inputs, **keywords, seed=seed)
+    out, lse = pooling_attention(emulation, **inputs, **keywords, multiprocessors=multiprocessors, seed=seed)
     make.assert_untouched()
     eager, eager_lse = reference.pooling_attention(**inputs, **keywords)
     exact = dict(zip(inputs, double(list(inputs.values())), strict=True))
@@ -54,7 +56,7 @@ def test_attention_matches_float64(emulation, case, dtype) -> None:
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_attention_matches_float64_in_every_order_of_threads(emulation, seed) -> None:
-    check(emulation, AttentionCase((1, 8, 9), (2, 7, 7), heads=1), torch.bfloat16, seed)
+    check(emulation, AttentionCase((1, 8, 9), (2, 7, 7), heads=1), torch.bfloat16, seed=seed)
 
 
 @pytest.mark.parametrize("num_k", [1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 192, 193])

@@ -29,14 +29,16 @@ def room(numbers, size=2):
     return memory
 
 
-def attention(dim, num_q, num_k, grid_k, is_bf16):
+def attention(dtype, dim, num_q, num_k, grid_k, tf32=False, multiprocessors=1):
     contiguous = lambda n: (2 * n * dim, n * dim, dim)
+    size = 4 if dtype == "float32" else 2
     emulation.pooling_attention(
-        is_bf16, (1, 2, num_q, num_k, dim), room(2 * num_q * dim - short // 2), contiguous(num_q),
-        room(2 * num_k * dim), contiguous(num_k), room(2 * num_k * dim), contiguous(num_k),
+        dtype, tf32, multiprocessors, (1, 2, num_q, num_k, dim),
+        room(2 * num_q * dim - short // size, size), contiguous(num_q),
+        room(2 * num_k * dim, size), contiguous(num_k), room(2 * num_k * dim, size), contiguous(num_k),
         room(2 * num_q * sum(grid_k), 4) if grid_k else 0,
         (2 * num_q * sum(grid_k), num_q * sum(grid_k), sum(grid_k)) if grid_k else (0, 0, 0), grid_k or (0, 0, 0),
-        0.1, True, "no_cls", room(num_q * 2 * dim), room(2 * num_q, 4), 3)
+        0.1, True, "no_cls", room(num_q * 2 * dim, size), room(2 * num_q, 4), 3)
 
 
 def pooling(dtype, size, dim, mode, kernel, stride):
@@ -53,9 +55,13 @@ def pooling(dtype, size, dim, mode, kernel, stride):
     emulation.pool3d_norm(dtype, 1, 2, dim, True, [branch], 3)
 
 
-attention(96, 70, 1 + 2 * 7 * 7, (2, 7, 7), True)
-attention(72, 5, 65, None, False)
-attention(128, 16, 1, None, True)
+attention("bfloat16", 96, 70, 1 + 2 * 7 * 7, (2, 7, 7))
+attention("float16", 72, 5, 65, None)
+attention("bfloat16", 128, 16, 1, None)
+attention("float32", 72, 5, 65, None)
+attention("float32", 96, 70, 1 + 2 * 5 * 5, (2, 5, 5), tf32=True)
+attention("float16", 96, 5, 130, None, multiprocessors=50)
+attention("float32", 48, 5, 66, None, multiprocessors=50)
 pooling("bfloat16", 2, 96, "conv", (3, 3, 3), (1, 2, 2))
 pooling("float32", 4, 72, "max", (1, 3, 3), (1, 1, 1))
 queries, keys = (2, 3, 5), (2, 2, 3)

@@ -38,6 +38,18 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
             from += step;
         }
     }
+
+    // Replaces each 16 bytes that this thread has copied into a tile by f of them.
+    template <class F> MVIT_DEVICE void apply(Shared tile, const F &f) const {
+        MVIT_UNROLL
+        for (int pass = 0; pass < kRows / kStep; ++pass) {
+            MVIT_UNROLL
+            for (int group = 0; group < kGroups; ++group) {
+                const Shared at = tile + to + Shared(pass * kStep * Rows::kRowBytes + group * Rows::kGroup * 16);
+                store_shared(at, f(load_shared<Vector16>(at)));
+            }
+        }
+    }
 };
 
 } // namespace mvit::cuda

@@ -26,6 +26,9 @@ template <class T> struct Channels {
     }
 };
 
+struct alignas(8) Float2 {
+    float value[2];
+};
 struct alignas(16) Float4 {
     float value[4];
 };

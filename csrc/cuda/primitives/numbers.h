@@ -61,6 +61,26 @@ template <class T> MVIT_DEVICE void unpack(uint32_t packed, float &low, float &h
 #endif
 }
 
+// To the 10 bits of mantissa that a TF32 product reads, nearest, halves away from zero; the other 13 bits are zero
+// (cvt.rna.tf32.f32).
+MVIT_DEVICE uint32_t tf32(float x) {
+#ifdef __CUDACC__
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+#else
+    return emulation::tf32_bits(x);
+#endif
+}
+// The same of the bits of a float32.
+MVIT_DEVICE uint32_t tf32(uint32_t x) {
+#ifdef __CUDACC__
+    return tf32(__uint_as_float(x));
+#else
+    return emulation::tf32_bits(emulation::float_of(x));
+#endif
+}
+
 // ex2.approx.ftz.f32: 2 ulp, results below 2^-126 are 0. exp2(-inf) = 0, exp2(NaN) = NaN.
 MVIT_DEVICE float fast_exp2(float x) {
 #ifdef __CUDACC__
