@@ -44,16 +44,36 @@ KERNELS |= {
 KERNELS |= {f"attention_combine<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"pool3d_norm<{dtype}>": 128 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"decomposed_rel_pos<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
+TOKENS_BACKWARD = {
+    "pool3d_norm_backward_outputs": 168,
+    "pool3d_norm_backward_inputs": 128,
+    "pool3d_norm_backward_weight": 144,
+    "pool3d_norm_backward_parameters": 64,
+    "decomposed_rel_pos_backward_q": 96,
+    "decomposed_rel_pos_backward_tables": 128,
+    "decomposed_rel_pos_backward_sums": 64,
+}
+KERNELS |= {f"{name}<{dtype}>": budget for name, budget in TOKENS_BACKWARD.items() for dtype in ("f16", "bf16", "f32")}
 """Every kernel with its register budget."""
 
 PROBLEMS = {
-    "pooling_attention": "AttentionForward",
-    "pooling_attention_float32": "AttentionForward",
-    "pooling_attention_tf32": "AttentionForward",
-    "attention_combine": "AttentionForward",
-    "pool3d_norm": "PoolProblem",
-    "decomposed_rel_pos": "RelPosProblem",
+    name: (name, problem)
+    for name, problem in {
+        "pooling_attention": "AttentionForward",
+        "pooling_attention_float32": "AttentionForward",
+        "pooling_attention_tf32": "AttentionForward",
+        "attention_combine": "AttentionForward",
+        "pool3d_norm": "PoolProblem",
+        "decomposed_rel_pos": "RelPosProblem",
+    }.items()
 }
+PROBLEMS |= {
+    name: ("pool3d_norm_backward_sums", "PoolBackwardPlan")
+    if name.startswith("pool")
+    else ("decomposed_rel_pos_backward", "RelPosBackwardPlan")
+    for name in TOKENS_BACKWARD
+}
+"""The header of each kernel, and what it takes."""
 
 SOURCE = """#include "cuda/kernels/{name}.h"
 namespace mvit::cuda {{
@@ -123,7 +143,8 @@ def compile_kernel(kernel: str, architecture: str, budget: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         name = kernel.partition("<")[0]
-        source.write_text(SOURCE.format(name=name, kernel=kernel, problem=PROBLEMS[name]))
+        header, problem = PROBLEMS[name]
+        source.write_text(SOURCE.format(name=header, kernel=kernel, problem=problem))
         options = [
             "-std=c++17",
             "--expt-relaxed-constexpr",
@@ -190,12 +211,12 @@ def _pipe(name: str) -> str:
 
 def table(rows: list[Resources]) -> str:
     pipes = ["arithmetic", "special", "shared", "global", "conversion", "control"]
-    lines = [f"{'kernel':40} {'sm':>4} {'regs':>5} {'HMMA':>5} {'per HMMA':>9} " + " ".join(f"{p:>10}" for p in pipes)]
+    lines = [f"{'kernel':44} {'sm':>4} {'regs':>5} {'HMMA':>5} {'per HMMA':>9} " + " ".join(f"{p:>10}" for p in pipes)]
     for r in rows:
         mix = " ".join(f"{r.loop[p] / r.loop['tensor']:10.2f}" if r.loop["tensor"] else f"{'-':>10}" for p in pipes)
         bad = f"  !! {'; '.join(r.problems())}" if r.problems() else ""
         lines.append(
-            f"{r.kernel:40} {r.architecture:>4} {r.registers:5} {r.loop['tensor'] or '-':>5} "
+            f"{r.kernel:44} {r.architecture:>4} {r.registers:5} {r.loop['tensor'] or '-':>5} "
             f"{f'{r.loop_per_hmma:.2f}' if r.loop['tensor'] else '-':>9} {mix}{bad}"
         )
     return "\n".join(lines)

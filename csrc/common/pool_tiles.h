@@ -19,6 +19,8 @@ static constexpr int64_t pool_strips(const PoolProblem &p, const PoolBranch &b) 
     return b.out_grid.t * b.out_grid.h * pool_strips_of_row(b) + (p.has_cls ? 1 : 0);
 }
 
+static constexpr int64_t pool_tokens(const PoolProblem &p, Size3 grid) { return (p.has_cls ? 1 : 0) + volume(grid); }
+
 static constexpr int64_t pool_slices(const PoolProblem &p) { return ceil_div(p.head_dim, kPoolChannels); }
 
 static constexpr int64_t pool_blocks(const PoolProblem &p, const PoolBranch &b) {

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/attention_tiles.h"
-#include "common/pool_tiles.h"
-#include "common/rel_pos_tiles.h"
+#include "common/pool_backward_tiles.h"
+#include "common/rel_pos_backward_tiles.h"
 #include "cuda/primitives/launch.h"
 
 namespace mvit::cuda {
@@ -21,8 +21,17 @@ const char *pooling_attention_forward(const AttentionProblem &p, void *scratch, 
 // with a norm; float16, bfloat16 or float32.
 const char *pool3d_norm_forward(const PoolProblem &p, Stream stream);
 
+// Every stride of the gradients too, and every pointer of 16 bytes; the window of a maximum has at most 65536 taps.
+// Parameters and their gradients in float16, bfloat16 or float32. The same bits on every device.
+int64_t pool3d_norm_backward_scratch(const PoolBackwardProblem &p);
+const char *pool3d_norm_backward(const PoolBackwardProblem &p, void *scratch, Stream stream);
+
 // The same of q and the tables.
 const char *decomposed_rel_pos_forward(const RelPosProblem &p, Stream stream);
+
+// The incoming gradient, float32, may have any strides.
+int64_t decomposed_rel_pos_backward_scratch(const RelPosBackwardProblem &p);
+const char *decomposed_rel_pos_backward(const RelPosBackwardProblem &p, void *scratch, Stream stream);
 
 // One instantiation, defined in a file of its own (csrc/cuda/instantiations).
 template <class T, int kDim> const char *launch_pooling_attention(const AttentionForward &f, Stream stream);
@@ -30,5 +39,7 @@ template <int kDim> const char *launch_pooling_attention_float32(const Attention
 template <class T> const char *launch_attention_combine(const AttentionForward &f, Stream stream);
 template <class T> const char *launch_pool3d_norm(const PoolProblem &p, Stream stream);
 template <class T> const char *launch_decomposed_rel_pos(const RelPosProblem &p, Stream stream);
+template <class T> const char *launch_pool3d_norm_backward(const PoolBackwardPlan &plan, Stream stream);
+template <class T> const char *launch_decomposed_rel_pos_backward(const RelPosBackwardPlan &plan, Stream stream);
 
 } // namespace mvit::cuda

@@ -7,4 +7,5 @@ PYBIND11_MODULE(mvit_emulation, m) {
     mvit::emulation::add_primitives(m);
     mvit::emulation::add_attention_kernels(m);
     mvit::emulation::add_token_kernels(m);
+    mvit::emulation::add_token_backward_kernels(m);
 }

@@ -34,6 +34,12 @@ pytestmark = pytest.mark.skipif(
         "pool3d_norm<bf16>",
         "pool3d_norm<f32>",
         "decomposed_rel_pos<bf16>",
+        "pool3d_norm_backward_outputs<bf16>",
+        "pool3d_norm_backward_inputs<bf16>",
+        "pool3d_norm_backward_weight<f32>",
+        "pool3d_norm_backward_parameters<bf16>",
+        "decomposed_rel_pos_backward_q<bf16>",
+        "decomposed_rel_pos_backward_tables<bf16>",
     ],
 )
 def test_kernel_stays_in_its_registers_and_uses_wide_loads_and_tensor_cores(kernel, architecture) -> None:

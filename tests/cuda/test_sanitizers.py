@@ -55,6 +55,25 @@ def pooling(dtype, size, dim, mode, kernel, stride):
     emulation.pool3d_norm(dtype, 1, 2, dim, True, [branch], 3)
 
 
+def pooling_backward(dtype, size, dim, mode, kernel, stride):
+    tokens, outputs = 1 + 2 * 7 * 5, 1
+    for n, k, s in zip((2, 7, 5), kernel, stride):
+        outputs *= (n + k // 2 * 2 - k) // s + 1
+    taps = kernel[0] * kernel[1] * kernel[2]
+    norm, strides = mode == "conv", (2 * tokens * dim, tokens * dim, dim)
+    weight, vector = ((room(dim * n, size) if norm else 0, dtype) for n in (taps, 1))
+    branch = dict(
+        x=room(2 * tokens * dim - short // size, size), strides=strides, out=0, thw=(2, 7, 5), kernel=kernel,
+        stride=stride, padding=tuple(k // 2 for k in kernel), mode=mode, per_head_weight=False,
+        norm_eps=1e-6 if norm else None, weight=weight, norm_weight=vector, norm_bias=vector,
+        grad=room(2 * (1 + outputs) * dim, size), grad_strides=(2 * (1 + outputs) * dim, (1 + outputs) * dim, dim),
+        grad_x=room(2 * tokens * dim, size), grad_x_strides=strides,
+        grad_weight=(room(dim * taps, size) if norm else 0, dtype),
+        grad_norm_weight=(room(dim, size) if norm else 0, dtype),
+        grad_norm_bias=(room(dim, size) if norm else 0, dtype))
+    emulation.pool3d_norm_backward(dtype, 1, 2, dim, True, [branch], 3)
+
+
 attention("bfloat16", 96, 70, 1 + 2 * 7 * 7, (2, 7, 7))
 attention("float16", 72, 5, 65, None)
 attention("bfloat16", 128, 16, 1, None)
@@ -64,10 +83,16 @@ attention("float16", 96, 5, 130, None, multiprocessors=50)
 attention("float32", 48, 5, 66, None, multiprocessors=50)
 pooling("bfloat16", 2, 96, "conv", (3, 3, 3), (1, 2, 2))
 pooling("float32", 4, 72, "max", (1, 3, 3), (1, 1, 1))
+pooling_backward("bfloat16", 2, 96, "conv", (3, 3, 3), (1, 2, 2))
+pooling_backward("float32", 4, 72, "max", (1, 3, 3), (1, 2, 2))
 queries, keys = (2, 3, 5), (2, 2, 3)
 tables = [(room(q * k * 96), "float16") for q, k in zip(queries, keys)]
 emulation.decomposed_rel_pos("float16", 1, 2, 96, True, queries, keys, room(2 * 31 * 96), (2 * 31 * 96, 31 * 96, 96),
                              tables, room(2 * 31 * 7, 4), 3)
+emulation.decomposed_rel_pos_backward(
+    "float16", 1, 2, 96, True, queries, keys, room(2 * 31 * 96), (2 * 31 * 96, 31 * 96, 96), tables,
+    room(2 * 31 * 7, 4), (2 * 31 * 7, 31 * 7, 7), room(2 * 31 * 96),
+    [(room(q * k * 96), "float16") for q, k in zip(queries, keys)], 3)
 print("clean")
 """
 

@@ -39,13 +39,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kRelPosThreads, 8) decomposed_rel_pos(const 
         for (int64_t channel = 0; channel < p.head_dim; channel += 8) {
             float x[8], y[8];
             Channels<T>::load(q + channel * Channels<T>::kBytes, x);
-            const int64_t first = row * p.head_dim + channel;
-            if (table.dtype == DType::f32)
-                Channels<f32>::load(static_cast<const float *>(table.data) + first, y);
-            else if (table.dtype == DType::bf16)
-                Channels<bf16>::load(static_cast<const uint16_t *>(table.data) + first, y);
-            else
-                Channels<f16>::load(static_cast<const uint16_t *>(table.data) + first, y);
+            load_parameters(table, row * p.head_dim + channel, y);
             MVIT_UNROLL
             for (int c = 0; c < 8; ++c)
                 sum += x[c] * y[c];

@@ -1,7 +1,7 @@
 // Eight neighbouring channels of a token, in memory in one of three formats, in registers as float32.
 #pragma once
 
-#include "common/problem.h"
+#include "common/backward.h"
 #include "cuda/primitives/memory.h"
 #include "cuda/primitives/numbers.h"
 
@@ -62,6 +62,23 @@ MVIT_DEVICE float load_parameter(const Parameter &parameter, int64_t i) {
     else
         unpack<f16>(bits, value, rest);
     return value;
+}
+
+// Entries i to i + 7, 16 bytes at a time; i is a multiple of 8.
+MVIT_DEVICE void load_parameters(const Parameter &parameter, int64_t i, float (&value)[8]) {
+    if (parameter.dtype == DType::f32)
+        Channels<f32>::load(static_cast<const float *>(parameter.data) + i, value);
+    else if (parameter.dtype == DType::bf16)
+        Channels<bf16>::load(static_cast<const uint16_t *>(parameter.data) + i, value);
+    else
+        Channels<f16>::load(static_cast<const uint16_t *>(parameter.data) + i, value);
+}
+
+MVIT_DEVICE void store_parameter(const ParameterGradient &parameter, int64_t i, float value) {
+    if (parameter.dtype == DType::f32)
+        return store_global(static_cast<float *>(parameter.data) + i, value);
+    const uint32_t bits = parameter.dtype == DType::bf16 ? pack<bf16>(value, 0) : pack<f16>(value, 0);
+    store_global(static_cast<uint16_t *>(parameter.data) + i, uint16_t(bits));
 }
 
 } // namespace mvit::cuda
