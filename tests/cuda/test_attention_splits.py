@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mvit_kernels.models import list_models, layer_shapes
+from mvit_kernels.models import layer_shapes, list_models
 from tests.cuda import test_pooling_attention as half
 from tests.cuda import test_pooling_attention_float32 as single
 from tests.cuda.emulated import Aligned, pooling_attention
