@@ -41,6 +41,9 @@ TENSOR_CORE = {
     "gfx9": r"^\s*(v_mfma)\S*",
 }
 
+WANTED = {"sm80": "mma.sync", "sm90": "wgmma", "sm100": "tcgen05", "sm120": "mma.sync", "gfx9": "v_mfma"}
+"""The tensor-core instruction that an architecture's forward attention must have."""
+
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 _TYPES[torch.int16], _TYPES[torch.uint8] = "*i16", "*u8"
 
@@ -51,12 +54,30 @@ class Report:
 
     kernel: str
     arch: str
+    dtype: str
     registers: int
     spills: int
     shared: int
     threads: int
     tensor_core: dict[str, int] = field(default_factory=dict)
     async_copies: int = 0
+
+    def faults(self) -> list[str]:
+        """What must not be: spills, more shared memory than there is, a matrix kernel without tensor cores."""
+        found = []
+        if self.spills:
+            found.append(f"{self.spills} B spilled")
+        if self.shared > SHARED_LIMIT[self.arch]:
+            found.append(f"{self.shared} B shared memory, {SHARED_LIMIT[self.arch]} at most")
+        if self.blocks_per_multiprocessor < 1:
+            found.append(f"{self.registers} registers: no program fits")
+        if self.dtype != "float32" and self.kernel.startswith(("attention", "rel_pos")):
+            kind = WANTED[self.arch] if self.kernel == "attention_forward" else ""
+            if not any(kind in name for name in self.tensor_core):
+                found.append(f"no {kind or 'tensor-core'} instruction")
+            if self.kernel == "attention_forward" and self.arch != "gfx9" and not self.async_copies:
+                found.append("no asynchronous copies")
+        return found
 
     @property
     def blocks_per_multiprocessor(self) -> int:
@@ -86,7 +107,8 @@ def source(kernel: Any, args: tuple[Any, ...]) -> ASTSource:
     """The kernel with types, constants and divisibility as Triton's launcher would find them."""
     signature, constants, attributes = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
         elif isinstance(value, Tensor):
@@ -96,7 +118,7 @@ def source(kernel: Any, args: tuple[Any, ...]) -> ASTSource:
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
+            if special and value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attributes)
 
@@ -109,11 +131,12 @@ def _compile(kernel: Any, args: tuple[Any, ...], options: dict[str, int], arch: 
     key = (src.hash(), tuple(options.items()), arch)
     if key not in _compiled:
         compiled = triton.compile(src, target=ARCHITECTURES[arch], options=options)
-        _compiled[key] = _report(compiled, kernel.__name__, arch)
+        dtype = str(next(arg.dtype for arg in args if isinstance(arg, Tensor))).removeprefix("torch.")
+        _compiled[key] = _report(compiled, kernel.__name__, arch, dtype)
     return _compiled[key]
 
 
-def _report(compiled: Any, name: str, arch: str) -> Report:
+def _report(compiled: Any, name: str, arch: str, dtype: str) -> Report:
     metadata = compiled.metadata
     assembly = compiled.asm["amdgcn" if arch == "gfx9" else "ptx"]
     if arch == "gfx9":
@@ -130,6 +153,7 @@ def _report(compiled: Any, name: str, arch: str) -> Report:
     return Report(
         name,
         arch,
+        dtype,
         registers,
         spills,
         metadata.shared,

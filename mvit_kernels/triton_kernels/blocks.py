@@ -15,6 +15,15 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def divisor(d: int) -> tuple[int, int]:
+    """(magic, shift), so that n // d == 2 * n * (magic + 2^32) >> (32 + shift) for every n from 0 to 2^31 - 1.
+
+    `primitives.divide` has the multiplication. The magic number is given as the int32 with its bits.
+    """
+    shift = (d - 1).bit_length()
+    return ceil_div(1 << (31 + shift), d) - (1 << 32), shift
+
+
 def split(n: int) -> tuple[int, int]:
     """Two powers of two, the second may be 0, that together hold `n` with little padding.
 

@@ -46,16 +46,24 @@ def device_family(device: torch.device) -> str:
     return family(None if torch.version.hip else torch.cuda.get_device_capability(device))
 
 
-def launch(kernel: Any, programs: int, like: Tensor, *args: Any, warps: int, stages: int) -> None:
-    """Run `programs` programs of a kernel on the device of `like`; on the CPU the interpreter runs them."""
+def launch(
+    kernel: Any, programs: int, like: Tensor, *args: Any, warps: int, stages: int, registers: int | None = None
+) -> None:
+    """Run `programs` programs of a kernel on the device of `like`; on the CPU the interpreter runs them.
+
+    `registers` bounds those of a thread on NVIDIA's GPUs. Without a bound ptxas spills a few to run more programs.
+    """
+    options = {"num_warps": warps, "num_stages": stages}
+    if registers is not None and device_family(like.device) not in ("gfx9", "any"):
+        options["maxnreg"] = registers
     recording = _recording.get()
     if recording is not None:
-        recording.launches.append((kernel, programs, args, {"num_warps": warps, "num_stages": stages}))
+        recording.launches.append((kernel, programs, args, options))
         return
     # Triton launches on the current device.
     on: AbstractContextManager[object] = nullcontext() if like.device.type == "cpu" else torch.cuda.device(like.device)
     with on:
-        kernel[(programs,)](*args, num_warps=warps, num_stages=stages)
+        kernel[(programs,)](*args, **options)
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from ..models.shapes import LayerShape, layer_shapes
 from ..problem import Pool
 from .launch import Launch, launch_as
 from .tuning import Key
+
+if TYPE_CHECKING:
+    from .aot import Report
 
 MODELS = ("mvit_v1_b_16x4", "mvit_v2_s_16x4", "mvit_v2_b_32x3", "mvit_v2_l_40x3")
 
@@ -134,6 +137,61 @@ def table(arches: Iterable[str], chosen: Iterable[Case]) -> Iterable[tuple[str, 
                 numbers = (report.registers, report.spills, report.shared, cores, report.async_copies)
                 per_sm = str(report.blocks_per_multiprocessor)
                 yield (report.kernel, arch, case.title, *map(str, numbers), per_sm)
+
+
+@dataclass
+class Summary:
+    """All instantiations of one kernel for one architecture."""
+
+    kernel: str
+    arch: str
+    count: int = 0
+    registers: tuple[int, int] = (10**6, 0)
+    shared: int = 0
+    resident: tuple[int, int] = (10**6, 0)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, case: Case, report: Report) -> None:
+        self.count += 1
+        self.registers = min(self.registers[0], report.registers), max(self.registers[1], report.registers)
+        self.shared = max(self.shared, report.shared)
+        per_unit = report.blocks_per_multiprocessor
+        self.resident = min(self.resident[0], per_unit), max(self.resident[1], per_unit)
+        self.faults += [f"{self.kernel} {self.arch} {case.title}: {fault}" for fault in report.faults()]
+
+    def row(self) -> tuple[str, ...]:
+        registers, resident = (f"{low} to {high}" for low, high in (self.registers, self.resident))
+        return (self.kernel, self.arch, str(self.count), registers, str(self.shared), resident, str(len(self.faults)))
+
+
+SUMMARY_HEADER = ("kernel", "arch", "instantiations", "registers", "shared B, most", "per SM", "faults")
+
+
+def summarise(arch: str, dtype: torch.dtype, models: Sequence[str]) -> list[Summary]:
+    """Compile every kernel that `models` need, in one dtype for one architecture."""
+    from .aot import compile_launches
+
+    found: dict[str, Summary] = {}
+    seen = set()
+    for case in cases(models, [dtype]):
+        for report in compile_launches(arch, launches(case)):
+            if id(report) not in seen:
+                seen.add(id(report))
+                found.setdefault(report.kernel, Summary(report.kernel, arch)).add(case, report)
+    return list(found.values())
+
+
+def merged(summaries: Iterable[Summary]) -> list[Summary]:
+    """One summary per kernel and architecture."""
+    found: dict[tuple[str, str], Summary] = {}
+    for one in summaries:
+        total = found.setdefault((one.kernel, one.arch), Summary(one.kernel, one.arch))
+        total.count += one.count
+        total.registers = min(total.registers[0], one.registers[0]), max(total.registers[1], one.registers[1])
+        total.shared = max(total.shared, one.shared)
+        total.resident = min(total.resident[0], one.resident[0]), max(total.resident[1], one.resident[1])
+        total.faults += one.faults
+    return sorted(found.values(), key=lambda summary: (summary.kernel, summary.arch))
 
 
 def timer(layer: LayerShape, dtype: torch.dtype, batch: int) -> Callable[[Key, Launch], float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .blocks import ceil_div, key_tail, one_tail, split, stride_unit
+from .blocks import ceil_div, divisor, key_tail, one_tail, split, stride_unit
 from .device import device_family, launch, precision
 from .kernels import attention, attention_backward
 from .launch import matrix_kernel, splits
@@ -28,12 +28,19 @@ def unit_of(*tensors: Tensor) -> int:
     return stride_unit(*(x.stride(dim) for x in tensors for dim in range(3) if x.shape[dim] > 1))
 
 
-def rows_arguments(q: Tensor, rel_pos: Tensor | None, grid_k: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
-    """Rel-pos rows (q in their place where there are none), their strides, and the constants S, S0, S1, KT, KH, KW."""
+def rows_arguments(
+    q: Tensor, rel_pos: Tensor | None, grid_k: Sequence[int]
+) -> tuple[Tensor, list[int], list[int], tuple[int, int, int]]:
+    """Rel-pos rows (q in their place where there are none), their strides, their numbers and their constants.
+
+    The numbers are Kt + Kh + Kw, the key grid and its divisors; the constants are the unit of the strides, S0 and S1.
+    """
     if rel_pos is None:
-        return q, [0, 0, 0], [0, 0, 0, 1, 1, 1]
+        return q, [0, 0, 0], [0] * 8, (1, 0, 0)
     entries = sum(grid_k)
-    return rel_pos, list(strides3(rel_pos, 1)), [entries, *split(entries), *grid_k]
+    unit = stride_unit(entries, *(rel_pos.stride(dim) for dim in range(3) if rel_pos.shape[dim] > 1))
+    divisors = [*divisor(grid_k[1] * grid_k[2]), *divisor(grid_k[2])]
+    return rel_pos, list(strides3(rel_pos, unit)), [entries, *grid_k, *divisors], (unit, *split(entries))
 
 
 def forward(
@@ -55,7 +62,7 @@ def forward(
         return out, lse
     choice = matrix_kernel("forward", device_family(q.device), q.dtype, dim, num_k)
     unit = unit_of(q, k, v)
-    rows, rows_strides, constants = rows_arguments(q, rel_pos, grid_k)
+    rows, rows_strides, numbers, (rows_unit, *row_parts) = rows_arguments(q, rel_pos, grid_k)
     launch(
         attention.attention_forward,
         ceil_div(num_q, choice.block_m) * batch * heads,
@@ -65,8 +72,8 @@ def forward(
         *strides3(k, unit),
         *strides3(v, unit),
         *rows_strides,
-        *(heads, num_q, num_k, scale),
-        *(unit, dim, *split(dim), *constants),
+        *(heads, num_q, num_k, scale, *numbers),
+        *(unit, rows_unit, dim, *split(dim), *row_parts),
         *(int(has_cls), RESIDUAL[residual]),
         *(choice.block_m, choice.block_n, key_tail(num_k, choice.block_n), precision(q.dtype)),
         warps=choice.warps,
@@ -103,10 +110,10 @@ def backward(
         return found[0], found[1], found[2], q.new_empty(0) if rel_pos is None else rel_pos.new_zeros(rel_pos.shape)
     arch = device_family(q.device)
     unit = unit_of(q, k, v, grad_out)
-    rows, rows_strides, constants = rows_arguments(q, rel_pos, grid_k)
+    rows, rows_strides, numbers, (rows_unit, *row_parts) = rows_arguments(q, rel_pos, grid_k)
     strides = [n for x in (q, k, v, grad_out) for n in strides3(x, unit)] + rows_strides
-    sizes = (heads, num_q, num_k, scale)
-    shape = (unit, dim, *split(dim), *constants, int(has_cls))
+    sizes = (heads, num_q, num_k, scale, *numbers)
+    shape = (unit, rows_unit, dim, *split(dim), *row_parts, int(has_cls))
 
     grad_q = q.new_empty(q.shape) if needs_q else nothing
     grad_rows = rel_pos.new_empty(rel_pos.shape) if rel_pos is not None and needs_rows else nothing

@@ -18,6 +18,9 @@ from .run_attention import strides3, unit_of
 
 MODES = {"conv": 0, "avg": 1, "max": 2}
 
+REGISTERS = 128
+"""Of a thread at most: four programs of four warps on a multiprocessor."""
+
 
 def per_head(weight: Tensor | None, heads: int, dim: int) -> bool:
     """Whether each head has a filter of its own."""
@@ -30,14 +33,18 @@ def by_tap(weight: Tensor) -> Tensor:
 
 
 def geometry(
-    x: Tensor, thw: Grid, pool: Pool, weight: Tensor | None, norm: tuple[Tensor | None, Tensor | None, float | None]
+    x: Tensor, pool: Pool, weight: Tensor | None, norm: tuple[Tensor | None, Tensor | None, float | None]
 ) -> tuple[int, ...]:
-    """The constants of a branch, in the order that `pool_forward` reads them."""
+    """The constants of a branch: mode, norm (bits), own weights per head, kernel width."""
     norm_weight, norm_bias, eps = norm
     bits = (eps is not None) + 2 * (norm_weight is not None) + 4 * (norm_bias is not None)
-    _, height, width = pool.out_grid(thw)
     own = int(per_head(weight, x.shape[1], x.shape[3]))
-    return (MODES[pool.mode], bits, own, *thw, height, width, *pool.kernel, *pool.stride, *pool.padding)
+    return (MODES[pool.mode], bits, own, pool.kernel[2])
+
+
+def extents(thw: Grid, pool: Pool) -> tuple[int, ...]:
+    """The numbers of a branch: grids in and out, kernel, stride, padding. A change of these compiles nothing again."""
+    return (*thw, *pool.out_grid(thw)[1:], *pool.kernel[:2], *pool.stride, *pool.padding)
 
 
 def forward(
@@ -71,12 +78,12 @@ def forward(
     for i, out in enumerate(outs):
         own_weight = weight[i]
         taps = out if own_weight is None else by_tap(own_weight)
-        channels = taps.shape[-1]
         parameters = [taps, *(out if p is None else p for p in (norm_weight[i], norm_bias[i]))]
-        arguments += [x[i], out, *parameters, norm_eps[i] or 0.0, *strides3(x[i], unit), out.shape[2], channels]
-        constants.append(geometry(x[i], thw[i], pool[i], weight[i], (norm_weight[i], norm_bias[i], norm_eps[i])))
+        arguments += [x[i], out, *parameters, norm_eps[i] or 0.0, *strides3(x[i], unit), out.shape[2]]
+        arguments += extents(thw[i], pool[i])
+        constants.append(geometry(x[i], pool[i], weight[i], (norm_weight[i], norm_bias[i], norm_eps[i])))
     missing = 3 - len(outs)
-    arguments += arguments[:11] * missing
+    arguments += arguments[:23] * missing
     constants += [()] * missing
     launch(
         kernels.pool_forward,
@@ -88,6 +95,7 @@ def forward(
         *(unit, int(has_cls), dim, *parts, rows),
         warps=warps,
         stages=1,
+        registers=REGISTERS,
     )
     return outs
 
@@ -135,16 +143,15 @@ def _branch_backward(
         ]
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
-    num_out, cls = grad.shape[2], int(has_cls)
-    constants = geometry(x, thw, pool, weight, (norm_weight, norm_bias, norm_eps))
-    unit = unit_of(x)
+    num_out, cls, grid_out = grad.shape[2], int(has_cls), pool.out_grid(thw)
+    constants = geometry(x, pool, weight, (norm_weight, norm_bias, norm_eps))
     taps = grad if weight is None else by_tap(weight)
     channels = taps.shape[-1]
 
     dy, winners = grad, nothing
     found_norm = [nothing, nothing]
     if norm_eps is not None or (pool.mode == "max" and wanted[0]):
-        parts = split(dim)
+        parts, unit = split(dim), unit_of(x, grad)
         rows, warps = pool_rows(parts, num_out, 4096 // x.element_size())
         programs = ceil_div(num_out, rows) * batch * heads
         if norm_eps is not None:
@@ -159,8 +166,9 @@ def _branch_backward(
             x,
             *(x, grad, taps, taps if norm_weight is None else norm_weight, dy, sums, winners, norm_eps or 0.0),
             *strides3(x, unit),
-            *strides3(grad, 1),
-            *(num_out, channels, heads, constants, unit, cls, int(needs_sums), dim, *parts, rows),
+            *strides3(grad, unit),
+            *(num_out, heads, *extents(thw, pool)),
+            *(constants, unit, cls, int(needs_sums), dim, *parts, rows),
             warps=warps,
             stages=1,
         )
@@ -176,17 +184,20 @@ def _branch_backward(
     grad_x = nothing
     if wanted[0]:
         grad_x = tokens_like(x)
-        rows = max(1, min(2048 // block, power_of_two(num_in)))
+        unit = unit_of(dy, grad_x)
+        rows = max(1, min(4096 // x.element_size() // block, power_of_two(num_in)))
         launch(
             kernels_backward.pool_grad_inputs,
             ceil_div(num_in, rows) * blocks * batch * heads,
             x,
             *(dy, winners, taps, grad_x),
-            *strides3(dy, 1),
-            *strides3(grad_x, 1),
-            *(num_in, num_out, channels, heads, constants, pool.out_grid(thw)[0], cls, dim, block, rows),
+            *strides3(dy, unit),
+            *strides3(grad_x, unit),
+            *(num_in, num_out, heads, *thw[1:], *grid_out, *pool.kernel[:2], *pool.padding),
+            *(constants, *pool.stride, unit, cls, dim, block, rows),
             warps=4,
             stages=1,
+            registers=REGISTERS,
         )
     grad_weight = nothing
     if weight is not None and wanted[1]:
@@ -196,7 +207,7 @@ def _branch_backward(
         steps = ceil_div(outputs, rows)
         part_outputs = ceil_div(steps, splits(lines, steps)) * rows
         slabs = ceil_div(outputs, part_outputs)
-        own = per_head(weight, heads, dim)
+        own, unit = per_head(weight, heads, dim), unit_of(x, dy)
         tap_sums = x.new_empty(
             slabs * batch * (1 if own else heads), pool.kernel[0] * pool.kernel[1] * pool.kernel[2], channels,
             dtype=torch.float32,
@@ -207,10 +218,12 @@ def _branch_backward(
             x,
             *(x, dy, tap_sums),
             *strides3(x, unit),
-            *strides3(dy, 1),
-            *(outputs, channels, batch, heads, part_outputs, constants, unit, cls, dim, block, rows),
+            *strides3(dy, unit),
+            *(outputs, heads, part_outputs, *extents(thw, pool)),
+            *(constants, unit, cls, dim, block, rows),
             warps=4,
             stages=1,
+            registers=REGISTERS,
         )
         grad_weight = tap_sums.sum(0).t().reshape(weight.shape).to(weight.dtype)
         grad_weight = grad_weight.contiguous()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .blocks import ceil_div, power_of_two, split
+from .blocks import ceil_div, power_of_two, split, stride_unit
 from .device import launch, precision
 from .kernels import rel_pos as kernels
 from .launch import splits
@@ -55,8 +55,8 @@ def forward(
         q,
         *(q, *tables, rows),
         *strides3(q, unit),
-        *(heads, batch * heads, num_q),
-        *(unit, dim, *split(dim), entries, *split(entries), *grid_q[1:], *grid_k),
+        *(heads, batch * heads, num_q, entries, *grid_q[1:], *grid_k),
+        *(unit, stride_unit(entries), dim, *split(dim), *split(entries)),
         *(int(has_cls), has, block, precision(q.dtype)),
         warps=4,
         stages=1,
@@ -86,15 +86,15 @@ def backward(
         grad_q = q.new_empty(q.shape)
     if needs[0] and grad_q.numel():
         prepared, has = _prepare(tables, q)
-        entries, block = sum(grid_k), _pairs(batch, heads)
+        entries, block, rows_unit = sum(grid_k), _pairs(batch, heads), unit_of(grad)
         launch(
             kernels.rel_pos_grad_q,
             ceil_div(batch * heads, block) * num_q,
             q,
             *(grad, *prepared, grad_q),
-            *strides3(grad, 1),
-            *(heads, batch * heads, num_q),
-            *(dim, *split(dim), entries, *split(entries), *grid_q[1:], *grid_k),
+            *strides3(grad, rows_unit),
+            *(heads, batch * heads, num_q, entries, *grid_q[1:], *grid_k),
+            *(rows_unit, dim, *split(dim), *split(entries)),
             *(int(has_cls), has, block, precision(q.dtype)),
             warps=4,
             stages=1,
@@ -127,9 +127,8 @@ def _grad_table(
         *(q, grad, sums),
         *strides3(q, unit),
         *strides3(grad, 1),
-        *(heads, queries, part),
-        *(unit, dim, *split(dim), sum(grid_k[:axis]), keys, max(16, power_of_two(keys)), extent, inner, others),
-        *(int(has_cls), block, precision(q.dtype)),
+        *(heads, queries, part, sum(grid_k[:axis]), keys, extent, inner, others),
+        *(unit, dim, *split(dim), max(16, power_of_two(keys)), int(has_cls), block, precision(q.dtype)),
         warps=4,
         stages=1,
     )

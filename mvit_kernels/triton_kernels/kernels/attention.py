@@ -14,7 +14,7 @@ and its rel-pos rows, k and v once (from L2 for all but the first program of a h
 import triton
 import triton.language as tl
 
-from .primitives import excludes_every_key, load_rel_pos, load_rows, one_hot, store_rows
+from .primitives import excludes_every_key, kernel, load_rel_pos, load_rows, one_hot, store_rows
 
 
 @triton.jit
@@ -27,12 +27,10 @@ def biased_scores(
     r1,
     keys,
     scale,
+    grid,
     D1: tl.constexpr,
     S0: tl.constexpr,
     S1: tl.constexpr,
-    KT: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
     CLS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -42,10 +40,10 @@ def biased_scores(
         s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION)
     s *= scale
     if S0 > 0:
-        hot = one_hot(tl.arange(0, S0)[:, None], keys[None, :], KT, KH, KW, CLS).to(r0.dtype)
+        hot = one_hot(tl.arange(0, S0)[:, None], keys[None, :], grid, CLS).to(r0.dtype)
         bias = tl.dot(r0, hot, input_precision=PRECISION)
         if S1 > 0:
-            hot1 = one_hot(S0 + tl.arange(0, S1)[:, None], keys[None, :], KT, KH, KW, CLS).to(r0.dtype)
+            hot1 = one_hot(S0 + tl.arange(0, S1)[:, None], keys[None, :], grid, CLS).to(r0.dtype)
             bias = tl.dot(r1, hot1, bias, input_precision=PRECISION)
         s += bias * 1.4426950408889634
     return s
@@ -68,6 +66,7 @@ def _step(
     k_stride,
     v_stride,
     scale,
+    grid,
     N: tl.constexpr,
     MASKED: tl.constexpr,
     D: tl.constexpr,
@@ -75,9 +74,6 @@ def _step(
     D1: tl.constexpr,
     S0: tl.constexpr,
     S1: tl.constexpr,
-    KT: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
     CLS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -88,7 +84,7 @@ def _step(
     if D1 > 0:
         k1 = load_rows(k_base, keys, k_stride, num_k, D0, D1, D, MASKED)
         v1 = load_rows(v_base, keys, v_stride, num_k, D0, D1, D, MASKED)
-    s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale, D1, S0, S1, KT, KH, KW, CLS, PRECISION)
+    s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale, grid, D1, S0, S1, CLS, PRECISION)
     if MASKED:
         s = tl.where((keys < num_k)[None, :], s, float("-inf"))
     new_top = tl.maximum(top, tl.max(s, 1))
@@ -104,7 +100,7 @@ def _step(
     return acc0, acc1, new_top, total
 
 
-@triton.jit
+@kernel
 def attention_forward(
     q_ptr,
     k_ptr,
@@ -128,16 +124,21 @@ def attention_forward(
     num_q,
     num_k,
     scale,
+    entries,
+    k_t,
+    k_h,
+    k_w,
+    magic_hw,
+    shift_hw,
+    magic_w,
+    shift_w,
     UNIT: tl.constexpr,
+    ROWS_UNIT: tl.constexpr,
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
-    S: tl.constexpr,
     S0: tl.constexpr,
     S1: tl.constexpr,
-    KT: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
     CLS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -154,6 +155,7 @@ def attention_forward(
     k_base = k_ptr + (b * k_stride_b + h * k_stride_h) * UNIT
     v_base = v_ptr + (b * v_stride_b + h * v_stride_h) * UNIT
 
+    grid = (k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w)
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     q0 = load_rows(q_base, queries, q_stride_n * UNIT, num_q, 0, D0, D, True)
     q1 = q0
@@ -161,14 +163,15 @@ def attention_forward(
         q1 = load_rows(q_base, queries, q_stride_n * UNIT, num_q, D0, D1, D, True)
     r0, r1 = q0, q0
     if S0 > 0:
-        rows_base = rows_ptr + b * rows_stride_b + h * rows_stride_h
-        r0 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, 0, S0, S, CLS, q0.dtype)
+        rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
+        rows_stride = rows_stride_n * ROWS_UNIT
+        r0 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, 0, S0, CLS, q0.dtype)
         r1 = r0
         if S1 > 0:
-            r1 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, S0, S1, S, CLS, q0.dtype)
+            r1 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, S0, S1, CLS, q0.dtype)
         if not CLS:
             # Eager's softmax of nothing but -inf is NaN. The backward learns it from the log-sum-exp.
-            none = excludes_every_key(rows_base, queries, rows_stride_n, num_q, S, S0, S1, KT, KH, KW)
+            none = excludes_every_key(rows_base, queries, rows_stride, num_q, grid, S0, S1)
             r0 = tl.where(none[:, None], float("nan"), r0.to(tl.float32)).to(q0.dtype)
 
     log2e_scale = scale * 1.4426950408889634
@@ -180,12 +183,12 @@ def attention_forward(
     for start in range(0, whole, BLOCK_N):
         acc0, acc1, top, total = _step(
             acc0, acc1, top, total, q0, q1, r0, r1, k_base, v_base, start, num_k, k_stride_n * UNIT, v_stride_n * UNIT,
-            log2e_scale, BLOCK_N, False, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+            log2e_scale, grid, BLOCK_N, False, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     if TAIL == BLOCK_N:
         acc0, acc1, top, total = _step(
             acc0, acc1, top, total, q0, q1, r0, r1, k_base, v_base, whole, num_k, k_stride_n * UNIT, v_stride_n * UNIT,
-            log2e_scale, BLOCK_N, True, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+            log2e_scale, grid, BLOCK_N, True, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     else:
         for bit in tl.static_range(0, 3):
@@ -193,7 +196,7 @@ def attention_forward(
                 acc0, acc1, top, total = _step(
                     acc0, acc1, top, total, q0, q1, r0, r1, k_base, v_base,
                     whole + (TAIL & ~((128 >> bit) - 1)), num_k, k_stride_n * UNIT, v_stride_n * UNIT,
-                    log2e_scale, 64 >> bit, True, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+                    log2e_scale, grid, 64 >> bit, True, D, D0, D1, S0, S1, CLS, PRECISION,
                 )  # fmt: skip
 
     safe = tl.where(total == 0.0, 1.0, total)

@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 
 from .attention import biased_scores
-from .primitives import load_rel_pos, load_rows, one_hot, store_rows
+from .primitives import kernel, load_rel_pos, load_rows, one_hot, store_rows
 
 
 @triton.jit
 def _probabilities(
-    q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2,
+    q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
     N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, S0: tl.constexpr,
-    S1: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CLS: tl.constexpr, PRECISION: tl.constexpr,
+    S1: tl.constexpr, CLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P and dP = grad_out v^T of a tile (queries, keys), and the k tile's two parts."""
     keys = start + tl.arange(0, N)
@@ -32,7 +32,7 @@ def _probabilities(
     if D1 > 0:
         k1 = load_rows(k_base, keys, k_stride, num_k, D0, D1, D, MASKED)
         v1 = load_rows(v_base, keys, v_stride, num_k, D0, D1, D, MASKED)
-    s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, D1, S0, S1, KT, KH, KW, CLS, PRECISION)
+    s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, grid, D1, S0, S1, CLS, PRECISION)
     p = tl.exp2(s - lse2[:, None])
     if MASKED:
         p = tl.where((keys < num_k)[None, :], p, 0.0)
@@ -44,13 +44,13 @@ def _probabilities(
 
 @triton.jit
 def _delta_step(
-    delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2,
+    delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
     N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, S0: tl.constexpr,
-    S1: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CLS: tl.constexpr, PRECISION: tl.constexpr,
+    S1: tl.constexpr, CLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     p, dp, _, _ = _probabilities(
-        q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2,
-        N, MASKED, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+        q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+        N, MASKED, D, D0, D1, S0, S1, CLS, PRECISION,
     )  # fmt: skip
     return delta + tl.sum(p * dp, 1), total + tl.sum(p, 1)
 
@@ -58,13 +58,13 @@ def _delta_step(
 @triton.jit
 def _grad_q_step(
     acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride,
-    scale2, N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    S0: tl.constexpr, S1: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CLS: tl.constexpr,
+    scale2, grid, N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    S0: tl.constexpr, S1: tl.constexpr, CLS: tl.constexpr,
     ROWS_GRAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     p, dp, k0, k1 = _probabilities(
-        q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2,
-        N, MASKED, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+        q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+        N, MASKED, D, D0, D1, S0, S1, CLS, PRECISION,
     )  # fmt: skip
     ds = (p * (dp - delta[:, None])).to(k0.dtype)
     acc0 = tl.dot(ds, k0, acc0, input_precision=PRECISION)
@@ -72,21 +72,22 @@ def _grad_q_step(
         acc1 = tl.dot(ds, k1, acc1, input_precision=PRECISION)
     if ROWS_GRAD:
         keys = start + tl.arange(0, N)
-        hot = one_hot(tl.arange(0, S0)[None, :], keys[:, None], KT, KH, KW, CLS).to(k0.dtype)
+        hot = one_hot(tl.arange(0, S0)[None, :], keys[:, None], grid, CLS).to(k0.dtype)
         rows0 = tl.dot(ds, hot, rows0, input_precision=PRECISION)
         if S1 > 0:
-            hot1 = one_hot(S0 + tl.arange(0, S1)[None, :], keys[:, None], KT, KH, KW, CLS).to(k0.dtype)
+            hot1 = one_hot(S0 + tl.arange(0, S1)[None, :], keys[:, None], grid, CLS).to(k0.dtype)
             rows1 = tl.dot(ds, hot1, rows1, input_precision=PRECISION)
     return acc0, acc1, rows0, rows1
 
 
-@triton.jit
+@kernel
 def attention_grad_q(
     q_ptr, k_ptr, v_ptr, rows_ptr, g_ptr, lse_ptr, grad_lse_ptr, delta_ptr, grad_q_ptr, grad_rows_ptr,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     g_stride_b, g_stride_h, g_stride_n, rows_stride_b, rows_stride_h, rows_stride_n, heads, num_q, num_k, scale,
-    UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    S: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    entries, k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w,
+    UNIT: tl.constexpr, ROWS_UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    S0: tl.constexpr, S1: tl.constexpr,
     CLS: tl.constexpr, RESIDUAL: tl.constexpr, LSE_GRAD: tl.constexpr, Q_GRAD: tl.constexpr, ROWS_GRAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -96,6 +97,7 @@ def attention_grad_q(
     bh = tl.program_id(0) // tiles
     b = (bh // heads).to(tl.int64)
     h = (bh % heads).to(tl.int64)
+    grid = (k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w)
     k_base = k_ptr + (b * k_stride_b + h * k_stride_h) * UNIT
     v_base = v_ptr + (b * v_stride_b + h * v_stride_h) * UNIT
     k_stride = k_stride_n * UNIT
@@ -111,11 +113,12 @@ def attention_grad_q(
         g1 = load_rows(g_base, queries, g_stride_n * UNIT, num_q, D0, D1, D, True)
     r0, r1 = q0, q0
     if S0 > 0:
-        rows_base = rows_ptr + b * rows_stride_b + h * rows_stride_h
-        r0 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, 0, S0, S, CLS, q0.dtype)
+        rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
+        rows_stride = rows_stride_n * ROWS_UNIT
+        r0 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, 0, S0, CLS, q0.dtype)
         r1 = r0
         if S1 > 0:
-            r1 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, S0, S1, S, CLS, q0.dtype)
+            r1 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, S0, S1, CLS, q0.dtype)
     at = bh.to(tl.int64) * num_q + queries
     lse2 = tl.load(lse_ptr + at, mask=queries < num_q, other=float("inf")) * 1.4426950408889634
     scale2 = scale * 1.4426950408889634
@@ -128,13 +131,13 @@ def attention_grad_q(
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, whole, BLOCK_N):
         delta, total = _delta_step(
-            delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2,
-            BLOCK_N, MERGED, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+            delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+            BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     if TAIL and not MERGED:
         delta, total = _delta_step(
-            delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k, k_stride, v_stride, scale2,
-            TAIL, True, D, D0, D1, S0, S1, KT, KH, KW, CLS, PRECISION,
+            delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k, k_stride, v_stride, scale2, grid,
+            TAIL, True, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     # In float32 the log-sum-exp's own rounding shows: P sums to 1 + a few eps. Half precision has no use for this.
     EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
@@ -153,12 +156,12 @@ def attention_grad_q(
         for start in range(0, whole, BLOCK_N):
             acc0, acc1, rows0, rows1 = _grad_q_step(
                 acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k,
-                k_stride, v_stride, scale2, BLOCK_N, MERGED, D, D0, D1, S0, S1, KT, KH, KW, CLS, ROWS_GRAD, PRECISION,
+                k_stride, v_stride, scale2, grid, BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, ROWS_GRAD, PRECISION,
             )  # fmt: skip
         if TAIL and not MERGED:
             acc0, acc1, rows0, rows1 = _grad_q_step(
                 acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k,
-                k_stride, v_stride, scale2, TAIL, True, D, D0, D1, S0, S1, KT, KH, KW, CLS, ROWS_GRAD, PRECISION,
+                k_stride, v_stride, scale2, grid, TAIL, True, D, D0, D1, S0, S1, CLS, ROWS_GRAD, PRECISION,
             )  # fmt: skip
         if EXACT:
             acc0 *= inverse[:, None]
@@ -180,20 +183,21 @@ def attention_grad_q(
         if ROWS_GRAD:
             # The cls query has no rel-pos.
             counts = (queries >= CLS)[:, None]
-            rows_grad_base = grad_rows_ptr + bh.to(tl.int64) * num_q * S
-            store_rows(rows_grad_base, tl.where(counts, rows0, 0.0), queries, S, num_q, 0, S0, S)
+            stride = entries // ROWS_UNIT * ROWS_UNIT
+            rows_grad_base = grad_rows_ptr + bh.to(tl.int64) * num_q * stride
+            store_rows(rows_grad_base, tl.where(counts, rows0, 0.0), queries, stride, num_q, 0, S0, entries)
             if S1 > 0:
-                store_rows(rows_grad_base, tl.where(counts, rows1, 0.0), queries, S, num_q, S0, S1, S)
+                store_rows(rows_grad_base, tl.where(counts, rows1, 0.0), queries, stride, num_q, S0, S1, entries)
 
 
-@triton.jit
+@kernel
 def attention_grad_kv(
     q_ptr, k_ptr, v_ptr, rows_ptr, g_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     g_stride_b, g_stride_h, g_stride_n, rows_stride_b, rows_stride_h, rows_stride_n, heads, num_q, num_k, scale,
-    batch_heads, part_queries,
-    UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    S: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    entries, k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w, batch_heads, part_queries,
+    UNIT: tl.constexpr, ROWS_UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    S0: tl.constexpr, S1: tl.constexpr,
     CLS: tl.constexpr, K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -205,6 +209,7 @@ def attention_grad_kv(
     b = (bh // heads).to(tl.int64)
     h = (bh % heads).to(tl.int64)
     keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    grid = (k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w)
     k_base = k_ptr + (b * k_stride_b + h * k_stride_h) * UNIT
     v_base = v_ptr + (b * v_stride_b + h * v_stride_h) * UNIT
     q_base = q_ptr + (b * q_stride_b + h * q_stride_h) * UNIT
@@ -231,15 +236,16 @@ def attention_grad_kv(
             g1 = load_rows(g_base, queries, g_stride_n * UNIT, num_q, D0, D1, D, True)
         r0, r1 = q0, q0
         if S0 > 0:
-            rows_base = rows_ptr + b * rows_stride_b + h * rows_stride_h
-            r0 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, 0, S0, S, CLS, q0.dtype)
+            rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
+            rows_stride = rows_stride_n * ROWS_UNIT
+            r0 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, 0, S0, CLS, q0.dtype)
             r1 = r0
             if S1 > 0:
-                r1 = load_rel_pos(rows_base, queries, rows_stride_n, num_q, S0, S1, S, CLS, q0.dtype)
+                r1 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, S0, S1, CLS, q0.dtype)
         at = bh.to(tl.int64) * num_q + queries
         # +inf makes the probabilities of queries that do not exist zero.
         lse2 = tl.load(lse_ptr + at, mask=queries < num_q, other=float("inf")) * 1.4426950408889634
-        s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, D1, S0, S1, KT, KH, KW, CLS, PRECISION)
+        s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, grid, D1, S0, S1, CLS, PRECISION)
         p = tl.exp2(s - lse2[:, None])
         if V_GRAD:
             pt = tl.trans(p.to(q0.dtype))

@@ -1,7 +1,28 @@
 """Pieces of kernels used by more than one of them."""
 
+import inspect
+
 import triton
 import triton.language as tl
+
+
+def kernel(function):
+    """A function to launch, compiled once for all values of its numbers.
+
+    Triton would compile again for a 1 and for multiples of 16: another batch or grid would stop the program for
+    seconds. What alignment promises is in UNIT and in the pointers.
+    """
+    names = inspect.signature(function).parameters
+    numbers = [name for name in names if not name.isupper() and not name.endswith("_ptr")]
+    return triton.jit(function, do_not_specialize=numbers)
+
+
+@triton.jit
+def coordinates(n, height, width):
+    """(t, h, w) of token `n` of a grid."""
+    line = n // width
+    t = line // height
+    return t, line - t * height, n - line * width
 
 
 @triton.jit
@@ -21,7 +42,7 @@ def load_rows(
 
 
 @triton.jit
-def store_rows(base, values, rows, stride, bound, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+def store_rows(base, values, rows, stride, bound, FIRST: tl.constexpr, WIDTH: tl.constexpr, D):
     """The converse of `load_rows`, masked by rows >= bound."""
     d = FIRST + tl.arange(0, WIDTH)
     at = base + rows.to(tl.int64)[:, None] * stride + d[None, :]
@@ -29,23 +50,36 @@ def store_rows(base, values, rows, stride, bound, FIRST: tl.constexpr, WIDTH: tl
 
 
 @triton.jit
-def one_hot(entries, keys, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CLS: tl.constexpr):
+def divide(n, divisor):
+    """n // d for 0 <= n < 2^31, with `blocks.divisor` of d: one product where a division takes some twenty steps."""
+    magic, shift = divisor
+    high = tl.umulhi(n.to(tl.uint32) * 2, magic.to(tl.uint32, bitcast=True))
+    return (high >> shift.to(tl.uint32)).to(tl.int32)
+
+
+@triton.jit
+def one_hot(entries, keys, grid, CLS: tl.constexpr):
     """Which of the Kt + Kh + Kw entries of a rel-pos row belong to which key: three per key, none for cls.
 
-    `entries` and `keys` are broadcast against each other. The product of rel-pos rows with this matrix is the bias;
-    the product of score gradients with its transpose is the gradient of the rows. Both run on tensor cores.
+    `entries` and `keys` are broadcast against each other; `grid` is what `run_attention.rows_arguments` makes. Keys
+    behind the last one get any entries, their scores are masked. The product of rel-pos rows with this matrix is the
+    bias; the product of score gradients with its transpose is the gradient of the rows. Both run on tensor cores.
     """
-    g = keys - CLS
-    t = g // (KH * KW)
-    h = (g // KW) % KH
-    w = g % KW
-    hit = (entries == t) | (entries == KT + h) | (entries == KT + KH + w)
-    return hit & (g >= 0) & (g < KT * KH * KW)
+    k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w = grid
+    g = tl.maximum(keys - CLS, 0)
+    t = divide(g, (magic_hw, shift_hw))
+    g -= t * (k_h * k_w)
+    h = divide(g, (magic_w, shift_w))
+    w = g - h * k_w
+    hit = (entries == t) | (entries == k_t + h) | (entries == k_t + k_h + w)
+    if CLS:
+        hit = hit & (keys > 0)
+    return hit
 
 
 @triton.jit
 def load_rel_pos(
-    base, queries, stride, num_q, FIRST: tl.constexpr, WIDTH: tl.constexpr, S: tl.constexpr, CLS: tl.constexpr, DTYPE
+    base, queries, stride, num_q, entries, FIRST: tl.constexpr, WIDTH: tl.constexpr, CLS: tl.constexpr, DTYPE
 ):
     """Rel-pos rows (queries, WIDTH), zero for the cls query, ready for the product with `one_hot`.
 
@@ -53,7 +87,7 @@ def load_rel_pos(
     in the softmax anyway.
     """
     s = FIRST + tl.arange(0, WIDTH)
-    keep = ((queries >= CLS) & (queries < num_q))[:, None] & (s < S)[None, :]
+    keep = ((queries >= CLS) & (queries < num_q))[:, None] & (s < entries)[None, :]
     rows = tl.load(base + queries.to(tl.int64)[:, None] * stride + s[None, :], mask=keep, other=0.0)
     lowest: tl.constexpr = -6.0e4 if tl.float16 == DTYPE else -1.0e38
     return tl.where(rows < lowest, lowest, rows).to(DTYPE)
@@ -75,11 +109,11 @@ def _minus_infinities(base, queries, stride, num_q, lower, upper, S0: tl.constex
 
 @triton.jit
 def excludes_every_key(
-    base, queries, stride, num_q, S: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
-    KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    base, queries, stride, num_q, grid, S0: tl.constexpr, S1: tl.constexpr,
 ):  # fmt: skip
     """Queries whose rel-pos row is -inf along a whole axis, so that every key of the grid has the score -inf."""
-    t = _minus_infinities(base, queries, stride, num_q, 0, KT, S0, S1)
-    h = _minus_infinities(base, queries, stride, num_q, KT, KT + KH, S0, S1)
-    w = _minus_infinities(base, queries, stride, num_q, KT + KH, S, S0, S1)
-    return (t == KT) | (h == KH) | (w == KW)
+    k_t, k_h, k_w = grid[0], grid[1], grid[2]
+    t = _minus_infinities(base, queries, stride, num_q, 0, k_t, S0, S1)
+    h = _minus_infinities(base, queries, stride, num_q, k_t, k_t + k_h, S0, S1)
+    w = _minus_infinities(base, queries, stride, num_q, k_t + k_h, k_t + k_h + k_w, S0, S1)
+    return (t == k_t) | (h == k_h) | (w == k_w)
