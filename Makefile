@@ -31,7 +31,7 @@ bench: build ## time the models on a video clip
 test: lint build ## lint, then every test
 	$(BIN)/python -m pytest -q $(PYTEST)
 
-benchmarks: build ## time each op against its alternatives
+benchmarks: build ## time ops, layers, blocks and models against their alternatives
 	$(BIN)/python -m pytest -q benchmarks $(PYTEST)
 
 # A tool the environment does not have is named and left out.

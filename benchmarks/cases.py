@@ -1,111 +1,191 @@
-"""What is measured: attention layers of published models, and the implementations of them to compare."""
+"""What can be measured: every op, layer, block and model of every published configuration, and which of it by default.
+
+A name such as `layer-mvit_v2_s_16x4-block3-training-bfloat16-sdpa` is what `pytest -k` searches in.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-import baselines
-import torch
-from torch import Tensor
-
-from mvit_kernels import backends, models, reference, use_backend
+from mvit_kernels import models
 from mvit_kernels.models import LayerShape
-from mvit_kernels.modules import MultiHeadPoolingAttention
+from mvit_kernels.runs import KERNELS
 
+LEVELS = ("op", "layer", "block", "sweep", "model")
+MODES = ("forward", "backward", "training")
+DTYPES = ("float32", "bfloat16", "float16")
+OPS = ("pooling_attention", "qkv_pool3d_norm", "decomposed_rel_pos", "layer_norm", "qkv", "out", "fc1", "fc2")
+"""The ops of a block; the last four are `ops.linear` with the shapes of those projections, fc1 with GELU."""
+
+SWEPT = "mvit_v2_s_16x4"
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "frames": (8, 16, 32, 64),
+    "crop": (112, 160, 224, 320, 448),
+    "batch": (1, 2, 4, 8),
+    "threads": (1, 2, 4, 8, 16, 32),
+    "keys": (98, 196, 392, 784, 1568, 3136, 6272),
+}
+"""frames, crop, batch and threads: all attention layers of MViTv2-S; keys: one head's attention of 6272 queries."""
+
+ALL_LAYERS = "layers"
 DEFAULT_MODELS = ("mvit_v1_b_16x4", "mvit_v2_s_16x4")
-KERNEL_BACKENDS = [name for name in backends.available() if name != "eager"]
-Outputs = list[Tensor]
-BASELINES = {"eager": baselines.explicit, "sdpa": baselines.sdpa}
 
 
 @dataclass(frozen=True)
-class LayerCase:
-    """A layer of a published model, and the first model that has it."""
+class Case:
+    """One computation in one mode and dtype.
 
-    model: str
-    shape: LayerShape
-
-    def __str__(self) -> str:
-        q, k = ("x".join(map(str, grid)) for grid in (self.shape.grid_q, self.shape.grid_kv))
-        return f"{self.model}.blocks.{self.shape.block} H{self.shape.heads} D{self.shape.head_dim} q {q} kv {k}"
-
-
-def distinct_layers(names: list[str]) -> list[LayerCase]:
-    """Layers in model order; of those that differ in nothing that their attention sees, the first."""
-    cases: dict[tuple[Any, ...], LayerCase] = {}
-    for name in names:
-        for s in models.layer_shapes(name):
-            seen = (s.dim, s.att_dim, s.heads, s.has_cls, s.grid, s.pool_q, s.pool_kv, s.residual, s.table_rows)
-            cases.setdefault(seen, LayerCase(name, s))
-    return list(cases.values())
-
-
-class Layer:
-    """A layer with random parameters, its input, and what its outputs must be.
-
-    Results are lists of tensors: [output], or with `backward` [output, gradient of x, gradients of the parameters].
+    Attributes:
+        part: "block3", "block3.fc1", "layers" for all attention layers in turn, "" for a whole model and a sweep.
+        block: number of the block, or -1.
+        axis, value: of a sweep.
     """
 
-    def __init__(self, case: LayerCase, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        with torch.device("meta"):  # a large model for one layer of it
-            block: Any = models.create(case.model).blocks[case.shape.block]
-        self.attention: MultiHeadPoolingAttention = block.attn.to_empty(device="cpu").eval()
-        with torch.no_grad():
-            for name, parameter in self.attention.named_parameters():
-                # Random everywhere, so that no part of the layer can be left out unnoticed.
-                around = 1.0 if name.startswith("norm") and name.endswith("weight") else 0.0
-                parameter.normal_(
-                    around, 0.1 if parameter.dim() < 2 else parameter[0].numel() ** -0.5, generator=generator
-                )
-        self.attention.to(device, dtype)
-        self.thw = case.shape.grid
-        self.x = torch.randn(batch, case.shape.num_tokens, case.shape.dim, generator=generator).to(device, dtype)
-        self.grad = torch.randn(batch, case.shape.num_q, case.shape.att_dim, generator=generator).to(device, dtype)
+    level: str
+    model: str
+    part: str = ""
+    block: int = -1
+    mode: str = "forward"
+    dtype: str = "float32"
+    axis: str = ""
+    value: int = 0
 
-    def call(self, implementation: str) -> Callable[[], Tensor]:
-        """The layer's forward by one implementation."""
-        if implementation in BASELINES:
-            attend = BASELINES[implementation]
-            return lambda: baselines.forward(self.attention.describe(), self.x, self.thw, attend)
-        return lambda: self._on_backend(implementation)
+    @property
+    def op(self) -> str:
+        return self.part.partition(".")[2]
 
-    def _on_backend(self, name: str) -> Tensor:
-        with use_backend(name):
-            return self.attention(self.x, self.thw)[0]
+    @property
+    def subject(self) -> Case:
+        """What cases share that differ in mode alone."""
+        return replace(self, mode="")
 
-    def with_backward(self, forward: Callable[[], Tensor]) -> Callable[[], Outputs]:
-        """Forward, and the gradients of x and of every parameter."""
-        inputs = [self.x.requires_grad_(), *self.attention.parameters()]
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a sweep replaces in the configuration."""
+        option = {"frames": "num_frames", "crop": "crop_size"}.get(self.axis)
+        return {option: self.value} if option else {}
 
-        def call() -> Outputs:
-            out = forward()
-            return [out, *torch.autograd.grad(out, inputs, self.grad)]
+    @property
+    def name(self) -> str:
+        where = f"{self.axis}{self.value}" if self.axis else self.part
+        return "-".join(filter(None, (self.level, self.model, where, self.mode, self.dtype)))
 
-        return call
+    @property
+    def shape(self) -> LayerShape:
+        return models.layer_shapes(self.model)[self.block]
 
-    def reference(self) -> Tensor:
-        """The specification in the tested dtype: what "as good as eager" is measured by."""
-        return reference.multi_head_pooling_attention(self.attention.describe(), self.x, self.thw)[0]
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Every implementation that is compared, the baseline first."""
+        if self.level == "op":
+            attends = ("sdpa", "flex") if self.op == "pooling_attention" else ()
+            return ("eager", *attends, "reference", *KERNELS)
+        if self.part == ALL_LAYERS:
+            return ("eager", "sdpa", *KERNELS)
+        if self.level in ("layer", "block"):
+            return ("eager", "sdpa", "flex", "compile", "reference", *KERNELS)
+        if self.level == "sweep":
+            return ("eager", "sdpa", *KERNELS)
+        whole = tuple(f"{backend}-{scope}" for backend in KERNELS for scope in ("attention", "block"))
+        return ("eager", "compile", "openvino", "onnxruntime", *whole)
 
-    @cached_property
-    def double(self) -> Layer:
-        """This layer in float64, from the same rounded values."""
-        with torch.inference_mode(False):  # for a backward may follow
-            other = copy.copy(self)
-            other.attention = copy.deepcopy(self.attention).double()
-            other.x, other.grad = self.x.detach().double(), self.grad.double()
-        return other
 
-    @cached_property
-    def forward_expected(self) -> tuple[Outputs, Outputs]:
-        with torch.inference_mode():
-            return [self.reference()], [self.double.reference()]
+def all_cases() -> Iterator[Case]:
+    """Every case there is, in the order in which they are run."""
+    for level in LEVELS:
+        if level == "sweep":
+            yield from _sweeps()
+            continue
+        for model in models.list_models():
+            for part, block in _parts(level, model):
+                for dtype in DTYPES:
+                    for mode in MODES:
+                        yield Case(level, model, part, block, mode, dtype)
 
-    @cached_property
-    def backward_expected(self) -> tuple[Outputs, Outputs]:
-        return self.with_backward(self.reference)(), self.double.with_backward(self.double.reference)()
+
+def _sweeps() -> Iterator[Case]:
+    for axis, values in SWEEPS.items():
+        for value in values:
+            for mode in ("forward", "training"):
+                yield Case("sweep", SWEPT, mode=mode, axis=axis, value=value)
+
+
+@cache
+def _parts(level: str, model: str) -> list[tuple[str, int]]:
+    if level == "model":
+        return [("", -1)]
+    blocks = distinct_blocks(model)
+    if level in ("layer", "block"):
+        each = [(f"block{block}", block) for block in blocks]
+        return each if level == "block" else [*each, (ALL_LAYERS, -1)]
+    shapes = models.layer_shapes(model)
+    return [
+        (f"block{block}.{op}", block)
+        for block in blocks
+        for op in OPS
+        if (op != "decomposed_rel_pos" or any(shapes[block].table_rows))
+        and (op != "qkv_pool3d_norm" or shapes[block].pool_q or shapes[block].pool_kv)
+    ]
+
+
+@cache
+def distinct_blocks(model: str) -> list[int]:
+    """Numbers of the blocks of a model; of those alike in all shapes, the first."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for s in models.layer_shapes(model):
+        key = (s.dim, s.att_dim, s.dim_out, s.heads, s.grid, s.pool_q, s.pool_kv, s.residual, s.table_rows)
+        seen.setdefault(key, s.block)
+    return list(seen.values())
+
+
+def counted(model: str, block: int) -> int:
+    """How many blocks of a model have the shapes of this one."""
+    shapes = models.layer_shapes(model)
+    return sum(replace(s, block=0) == replace(shapes[block], block=0) for s in shapes)
+
+
+MIDDLE = 4
+"""The block whose shapes ten of the sixteen blocks of MViT-B and MViTv2-S have."""
+
+
+def in_default(case: Case, peer: str) -> bool:
+    """Of the run without options: under ten minutes on two cores."""
+    if peer == "reference" or (case.level != "sweep" and case.model not in DEFAULT_MODELS):
+        return False
+    if case.level == "op":
+        return case.mode == "forward" and case.dtype == "float32" and case.model == SWEPT and case.block in (0, MIDDLE)
+    if case.level == "layer":
+        if peer in ("flex", "compile"):  # a minute of compilation for each
+            return case.mode == "forward" and case.dtype == "float32" and case.block == MIDDLE
+        return (case.mode, case.dtype) in (("forward", "float32"), ("training", "float32"), ("forward", "bfloat16"))
+    if case.level == "block":
+        return (
+            case.block in (0, MIDDLE)
+            and peer not in ("flex", "compile", "sdpa")
+            and case.mode == "forward"
+            and case.dtype == "float32"
+        )
+    if case.level == "sweep":
+        few = {"frames": (8, 16, 32), "crop": (112, 160, 224), "threads": (1, 2), "keys": (392, 1568, 6272)}
+        return case.mode == "forward" and case.value in few.get(case.axis, ()) and peer != "sdpa"
+    return case.mode == "forward" and case.dtype == "float32" and peer != "compile"
+
+
+def in_quick(case: Case, peer: str) -> bool:
+    """Of `--quick`: about a minute."""
+    if (
+        case.model != SWEPT
+        or peer in ("reference", "flex", "compile", "openvino", "onnxruntime")
+        or case.dtype == "float16"
+    ):
+        return False
+    if case.level == "op":
+        return case.part == f"block{MIDDLE}.pooling_attention" and case.mode == "forward" and case.dtype == "float32"
+    if case.level == "layer":
+        return case.block in (MIDDLE, 14) and case.mode != "backward"
+    if case.level == "sweep":
+        return case.axis == "frames" and case.value in (8, 16) and case.mode == "forward" and peer != "sdpa"
+    return case.mode == "forward" and case.dtype == "float32" and case.block in (MIDDLE, -1)

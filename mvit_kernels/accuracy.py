@@ -63,6 +63,56 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True)
+class Check:
+    """One tensor of several that were judged: its error and eager's against float64, and the error allowed.
+
+    Attributes:
+        rms_used: the part of the rms error's bound that is taken.
+    """
+
+    name: str
+    error: Difference
+    eager_error: Difference
+    allowed: float
+    rms_used: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.error.max <= self.allowed  # False for NaN
+
+    @property
+    def used(self) -> float:
+        """The part of the allowance that the error takes; infinite for NaN."""
+        if not self.allowed or self.error.max != self.error.max:
+            return 0.0 if self.passed else float("inf")
+        return self.error.max / self.allowed
+
+
+def judge_all(
+    found: dict[str, Tensor], eager: dict[str, Tensor], oracle: dict[str, Tensor], *, gradient: bool
+) -> list[Check]:
+    """The rule's bound on the maximum, tensor by tensor, with one addition for gradients that cancel.
+
+    Some gradients are zero in exact arithmetic, that of a bias on every key for one, so that eager's own error is a
+    matter of luck there. An error below the rounding of the largest gradient beside it is allowed everywhere.
+    """
+    if not found.keys() == eager.keys() == oracle.keys():
+        missing = found.keys() ^ eager.keys() | found.keys() ^ oracle.keys()
+        nothing = Difference(float("nan"), float("nan"), 0.0)
+        return [Check(f"{name} (not on both sides)", nothing, nothing, 0.0) for name in sorted(missing)]
+    largest = max((float(value.abs().max()) for value in oracle.values() if value.numel()), default=0.0)
+    checks = []
+    for name, value in oracle.items():
+        result = found[name]
+        verdict = judge(result, eager[name], value, gradient=gradient)
+        float64 = result.dtype == torch.float64
+        floor = (FLOAT64_TOLERANCE if float64 else torch.finfo(result.dtype).eps) * (largest if gradient else 0.0)
+        rms = verdict.error.rms / verdict.rms_bound if verdict.rms_bound else 0.0
+        checks.append(Check(name, verdict.error, verdict.eager_error, max(verdict.max_bound, floor), rms))
+    return checks
+
+
 def difference(a: Tensor, b: Tensor) -> Difference:
     """Difference of two tensors of one shape, computed in float64."""
     if a.shape != b.shape:

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import _library
 
 MIB = 2**20
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def time_alternating(
     warmup: int = 2,
     device: torch.device | str = "cpu",
     progress: Callable[[], object] | None = None,
+    before: Callable[[str], object] | None = None,
+    clock: Clock | None = None,
 ) -> Timings:
     """Time several callables in one process, in turn: A B A B ..., after as many rounds of warm-up.
 
@@ -77,8 +80,11 @@ def time_alternating(
         calls: what to time, by name. The result of a call is dropped outside the timed region.
         repeats: timed rounds, at least 1.
         warmup: rounds before them, not timed.
-        device: where the work runs; a GPU is waited for before and after each call.
+        device: where the work runs.
         progress: called after every call, warm-up included: (warmup + repeats) * len(calls) times.
+        before: called with the name before every call, outside the timed region.
+        clock: seconds, in place of wall time: `time.process_time` on a machine that is busy. A GPU is timed by its
+            events, each call from a cold L2 cache.
     Raises:
         ValueError: no calls, repeats below 1 or warmup below 0.
     """
@@ -92,7 +98,9 @@ def time_alternating(
     with _no_garbage_collection():
         for i in range(-warmup, repeats):
             for name, call in calls.items():
-                elapsed = _seconds(call, torch.device(device))
+                if before is not None:
+                    before(name)
+                elapsed = _seconds(call, torch.device(device), clock)
                 if i >= 0:
                     seconds[name].append(elapsed)
                 if progress is not None:
@@ -116,7 +124,7 @@ def peak_extra_memory(call: Callable[[], object], *, device: torch.device | str 
 
 
 def kept_for_backward(call: Callable[[], Tensor | Sequence[Any]], *, device: torch.device | str = "cpu") -> int:
-    """Bytes that a forward leaves allocated, its result's first tensor not counted: what it keeps for the backward.
+    """Bytes that a forward leaves allocated, the tensors of its result not counted: what it keeps for the backward.
 
     Call it once before, so that what is allocated once and kept is not counted. Counted by the allocator, as in
     :func:`peak_extra_memory`, and not by what autograd is told to save: it may be told to compute it again.
@@ -136,8 +144,35 @@ def kept_for_backward(call: Callable[[], Tensor | Sequence[Any]], *, device: tor
         held = sum(_cpu_allocations(keep))
     else:
         raise ValueError(f"kept_for_backward: device is {device}, cpu or cuda is right")
-    first = result if isinstance(result, Tensor) else result[0]
-    return held - first.untyped_storage().nbytes()
+    tensors = [t for t in ([result] if isinstance(result, Tensor) else result) if isinstance(t, Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return held - sum(storages.values())
+
+
+def captured(call: Callable[[], object], *, warmup: int = 3) -> Callable[[], object]:
+    """`call` as a CUDA graph: what it launches, without the launches' time on the host.
+
+    Raises:
+        RuntimeError: what it does can't be captured; torch says what.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that can be allocated now: free memory, less where a control group allows less."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min((found for found in (_meminfo_available(), _cgroup_available()) if found is not None), default=2**63)
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -159,16 +194,33 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     }
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device, clock: Clock | None) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+        return _seconds_cuda(call, device)
+    clock = clock or time.perf_counter
+    start = clock()
     result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elapsed = time.perf_counter() - start
+    elapsed = clock() - start
     del result
     return elapsed
+
+
+def _seconds_cuda(call: Callable[[], object], device: torch.device) -> float:
+    """Between two events on the GPU, from a cold L2 cache."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    _flush_l2(device)
+    torch.cuda.synchronize(device)
+    start.record()
+    result = call()
+    end.record()
+    torch.cuda.synchronize(device)
+    del result
+    return start.elapsed_time(end) / 1e3
+
+
+def _flush_l2(device: torch.device) -> None:
+    size = torch.cuda.get_device_properties(device).L2_cache_size
+    torch.empty(2 * size, dtype=torch.int8, device=device).zero_()
 
 
 @contextmanager
@@ -230,6 +282,32 @@ def _stderr_silenced() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _cgroup_available(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Of version 2, else of version 1; None without a limit."""
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            allowed = (folder / limit).read_text().strip()
+            taken = int((folder / used).read_text())
+            stat = dict(line.split() for line in (folder / limit).with_name("memory.stat").read_text().splitlines())
+            # A page cache that is not in use is given back when memory is short.
+            return None if allowed == "max" else max(int(allowed) - taken + int(stat.get(cache, 0)), 0)
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _cpu_model() -> str:

@@ -21,7 +21,7 @@ from .. import accuracy, backends, measure, video
 from ..accuracy import Difference, Verdict
 from ..measure import Spread, Timings
 from ..patch import SCOPES
-from . import report
+from . import bench_output
 from .layers import summarise
 from .options import DTYPES, UsageError, add_run_options, at_least, output_path, prepare
 from .progress import Progress, progress
@@ -123,9 +123,9 @@ def run(args: argparse.Namespace) -> int:
             name: reason for name in backends.backend_names() if (reason := backends.get(name).unavailable())
         },
     }
-    print(report.text(setting, results))
+    print(bench_output.text(setting, results))
     if args.json is not None:
-        args.json.write_text(json.dumps(report.as_json(setting, results), indent=2) + "\n")
+        args.json.write_text(json.dumps(bench_output.as_json(setting, results), indent=2) + "\n")
     if args.plot is not None:
         from .plot import draw
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..backends import UnsupportedError
 from ..video import ClipError
-from . import bench, explain, info, triton_report, tune, verify
+from . import bench, explain, info, report, triton_report, tune, verify
 from .options import Parser, UsageError
 
 
@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0, 1 where a check of results failed, 2 where what was asked can't be done."""
     parser = Parser(prog="mvit_kernels", description="Fused kernels for Multiscale Vision Transformers.")
     commands = parser.add_subparsers(
-        required=True, metavar="{bench,info,explain,verify,triton-report,tune}", parser_class=Parser
+        required=True, metavar="{bench,report,info,explain,verify,triton-report,tune}", parser_class=Parser
     )
-    for command in (bench, info, explain, verify, triton_report, tune):
+    for command in (bench, report, info, explain, verify, triton_report, tune):
         command.add_parser(commands)
     args = parser.parse_args(arguments)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..measure import MIB
-from .report import NAMES
+from .bench_output import NAMES
 
 if TYPE_CHECKING:
     from .bench import Result

@@ -17,34 +17,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 import mvit_kernels
 
 from .. import accuracy, video
-from ..accuracy import FLOAT64_TOLERANCE, Difference
+from ..accuracy import Check
 from .bench import EAGER, ieee_float32, run_on, sharing_copy
 from .factory import Subject, load
 from .options import DTYPES, UsageError, add_run_options, prepare
 
 MODEL_ITSELF = "(the model itself)"
 END_TO_END = "end to end"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One tensor: its error and eager's against float64, and the error allowed."""
-
-    name: str
-    error: Difference
-    eager_error: Difference
-    allowed: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error.max <= self.allowed  # False for NaN
-
-    @property
-    def used(self) -> float:
-        """The part of the allowance that the error takes; infinite for NaN."""
-        if not self.allowed or self.error.max != self.error.max:
-            return 0.0 if self.passed else float("inf")
-        return self.error.max / self.allowed
 
 
 @dataclass(frozen=True)
@@ -172,8 +151,8 @@ class Verifier:
         found = self._run(self.backend, fused, args, kwargs)
         return Row(
             name,
-            _judge(found[0], plain[0], oracle[0], gradient=False),
-            _judge(found[1], plain[1], oracle[1], gradient=True),
+            accuracy.judge_all(found[0], plain[0], oracle[0], gradient=False),
+            accuracy.judge_all(found[1], plain[1], oracle[1], gradient=True),
         )
 
     def _run(
@@ -220,29 +199,6 @@ def _double(leaf: Any) -> Any:
 
 def _leaf(leaf: Any) -> Any:
     return leaf.detach().clone().requires_grad_() if _floating(leaf) else leaf
-
-
-def _judge(
-    found: dict[str, Tensor], eager: dict[str, Tensor], oracle: dict[str, Tensor], *, gradient: bool
-) -> list[Check]:
-    """The numerics rule, tensor by tensor, with one addition for gradients that cancel.
-
-    Some gradients are zero in exact arithmetic, that of a bias on every key for one, so that eager's own error is a
-    matter of luck there. An error below the rounding of the largest gradient beside it is allowed everywhere.
-    """
-    if not found.keys() == eager.keys() == oracle.keys():
-        missing = found.keys() ^ eager.keys() | found.keys() ^ oracle.keys()
-        nothing = Difference(float("nan"), float("nan"), 0.0)
-        return [Check(f"{name} (not on both sides)", nothing, nothing, 0.0) for name in sorted(missing)]
-    largest = max((float(value.abs().max()) for value in oracle.values() if value.numel()), default=0.0)
-    checks = []
-    for name, value in oracle.items():
-        result = found[name]
-        verdict = accuracy.judge(result, eager[name], value, gradient=gradient)
-        float64 = result.dtype == torch.float64
-        floor = (FLOAT64_TOLERANCE if float64 else torch.finfo(result.dtype).eps) * (largest if gradient else 0.0)
-        checks.append(Check(name, verdict.error, verdict.eager_error, max(verdict.max_bound, floor)))
-    return checks
 
 
 def _table(title: str, rows: list[Row]) -> list[str]:

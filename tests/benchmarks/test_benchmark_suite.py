@@ -1,66 +1,59 @@
-"""`pytest benchmarks/` measures what it says, and gives no figure for a kernel that is wrong."""
+"""`pytest benchmarks/` as a process: what it writes, what it refuses, and that a wrong kernel gets no figure."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mvit_kernels import backends
+from mvit_kernels import backends, runs
 
 ROOT = Path(__file__).parents[2]
-KERNELS = [name for name in backends.available() if name != "eager"]
-SMALLEST = "mvit_v1_b_16x4.blocks.15"
+CPU = "cpu" in backends.available()
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("pytest_benchmark") is None, reason="pytest-benchmark is not installed"
-)
+pytest.importorskip("pytest_benchmark")
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str, list[dict[str, Any]], dict[str, Any]]:
-    """Exit status, output, and from the JSON the measured cases and the machine."""
-    out = folder / "out.json"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks", "-k", SMALLEST]
-    command += ["--rounds", "1", f"--benchmark-json={out}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    found = json.loads(out.read_text())
-    return done.returncode, done.stdout + done.stderr, found["benchmarks"], found["machine_info"]
+def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "benchmarks", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_every_implementation_of_a_layer_is_measured_and_compared(tmp_path):
-    status, output, cases, machine = run(tmp_path, "--backward")
-    assert status == 0, output
-    implementations = ["eager", "sdpa", *KERNELS]
-    assert [case["extra_info"]["implementation"] for case in cases] == implementations * 2
-    forward, backward = {case["group"] for case in cases}
-    assert {forward, backward} == {min(forward, backward, key=len), min(forward, backward, key=len) + " + backward"}
-    for case in cases:
-        assert case["stats"]["median"] > 0
-        assert case["extra_info"]["peak_extra_mib"] > 1
-    assert machine["mvit_kernels"]["threads"] == 1
-    assert "speed-up" in output
+def test_a_case_is_measured_in_every_implementation(tmp_path):
+    path, theirs = tmp_path / "run.json", tmp_path / "pytest_benchmark.json"
+    done = suite(
+        "--quick", "-k", "op", "--rounds", "2", f"--json={path}", f"--benchmark-json={theirs}"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = runs.load(path)
+    assert run.finished and run.machine["threads"] == 1 and run.peaks["copy"] > 1e8
+    assert "--quick" in run.command and run.versions["torch"]
+    rows = {row.peer: row for row in run.rows}
+    assert list(rows) == ["eager", "sdpa", "cpu", "triton", "cuda"]
+    measured = [row for row in run.rows if row.status == runs.MEASURED]
+    assert [row.peer for row in measured] == ["eager", "sdpa"] + ["cpu"] * CPU
+    for row in measured:
+        assert len(row.samples) == 2 and row.seconds.median > 0 and row.error <= 1 and row.peak_extra_bytes > 1e5
+    assert rows["cuda"].status == "unavailable" and rows["cuda"].reason
+    assert f"unavailable: {rows['cuda'].reason}" in done.stdout
+    assert "[1/1]" in done.stdout + done.stderr
+    samples = {
+        b["extra_info"]["implementation"]: b["stats"]["data"] for b in json.loads(theirs.read_text())["benchmarks"]
+    }
+    for row in measured:
+        assert samples[row.peer] == pytest.approx(row.samples)
 
 
-@pytest.mark.skipif(not KERNELS, reason="no backend with kernels can run here")
-@pytest.mark.parametrize("arguments", [(), ("--backward",)])
-def test_a_wrong_kernel_gets_no_figure(tmp_path, arguments):
-    (tmp_path / "wrong_kernel.py").write_text(
-        "from mvit_kernels import backends\n"
-        f"backend = backends.get({KERNELS[0]!r})\n"
-        "right = backend.pooling_attention\n"
-        "def wrong(*args, **options):\n"
-        "    out, lse = right(*args, **options)\n"
-        "    return out * 1.0001, lse\n"
-        "backend.pooling_attention = wrong\n"
-    )
-    status, output, cases, _ = run(tmp_path, "-p", "wrong_kernel", *arguments)
-    assert status == 1
-    assert "not timed, the output is wrong: max error" in output
-    assert KERNELS[0] not in {case["extra_info"]["implementation"] for case in cases}
+def test_a_file_that_is_no_run_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "other.json").write_text('{"benchmarks": []}')
+    done = suite("--quick", f"--compare={tmp_path / 'other.json'}", f"--json={tmp_path / 'run.json'}")
+    assert done.returncode == 4
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and "other.json: is JSON, but was not written by pytest benchmarks/" in lines[0]
+    assert not (tmp_path / "run.json").exists()

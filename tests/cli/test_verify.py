@@ -7,8 +7,8 @@ import importlib.util
 import pytest
 import torch
 
-from mvit_kernels import backends, video
-from mvit_kernels.cli import factory, main, verify
+from mvit_kernels import accuracy, backends, video
+from mvit_kernels.cli import factory, main
 
 pytest.importorskip("torchvision")
 needs_clip = pytest.mark.skipif(
@@ -77,13 +77,13 @@ def test_a_difference_is_found_named_and_gives_status_1(op: str, monkeypatch, ca
 
 def test_nan_counts_as_a_difference() -> None:
     x = torch.ones(3)
-    (check,) = verify._judge({"output": x * torch.nan}, {"output": x}, {"output": x.double()}, gradient=False)
+    (check,) = accuracy.judge_all({"output": x * torch.nan}, {"output": x}, {"output": x.double()}, gradient=False)
     assert not check.passed and check.used == float("inf")
 
 
 def test_a_gradient_missing_on_one_side_counts_as_a_difference() -> None:
     x = {"weight": torch.ones(3)}
-    (check,) = verify._judge({}, x, {"weight": x["weight"].double()}, gradient=True)
+    (check,) = accuracy.judge_all({}, x, {"weight": x["weight"].double()}, gradient=True)
     assert not check.passed and "weight" in check.name
 
 
