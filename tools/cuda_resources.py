@@ -42,6 +42,14 @@ KERNELS |= {
     for rel_pos in ("false", "true")
 }
 KERNELS |= {f"attention_combine<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
+KERNELS |= {
+    f"{name}<{dtype}, {dim}, {rel_pos}>": budget
+    for name in ("attention_grad_q", "attention_grad_kv")
+    for dtype in ("f16", "bf16")
+    for dim, budget in ATTENTION_REGISTERS.items()
+    for rel_pos in ("false", "true")
+}
+KERNELS |= {f"attention_grad_sum<{dtype}>": 64 for dtype in ("f16", "bf16")}
 KERNELS |= {f"pool3d_norm<{dtype}>": 128 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"decomposed_rel_pos<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 TOKENS_BACKWARD = {
@@ -63,6 +71,9 @@ PROBLEMS = {
         "pooling_attention_float32": "AttentionForward",
         "pooling_attention_tf32": "AttentionForward",
         "attention_combine": "AttentionForward",
+        "attention_grad_q": "AttentionBackwardWork",
+        "attention_grad_kv": "AttentionBackwardWork",
+        "attention_grad_sum": "AttentionBackwardWork",
         "pool3d_norm": "PoolProblem",
         "decomposed_rel_pos": "RelPosProblem",
     }.items()
@@ -74,6 +85,9 @@ PROBLEMS |= {
     for name in TOKENS_BACKWARD
 }
 """The header of each kernel, and what it takes."""
+
+TENSOR_CORES = ("pooling_attention<", "pooling_attention_tf32", "attention_grad_q", "attention_grad_kv")
+"""Kernels that must have tensor-core instructions."""
 
 SOURCE = """#include "cuda/kernels/{name}.h"
 namespace mvit::cuda {{
@@ -110,7 +124,7 @@ class Resources:
             found.append(f"{self.spilled} bytes spilled, {self.stack} bytes of stack")
         if self.registers > self.budget:
             found.append(f"{self.registers} registers, the budget is {self.budget}")
-        if not self.hmma and self.kernel.startswith(("pooling_attention<", "pooling_attention_tf32")):
+        if not self.hmma and self.kernel.startswith(TENSOR_CORES):
             found.append("no tensor-core instruction")
         if not self.wide_loads:
             found.append("no 128-bit load from global memory")

@@ -2,7 +2,7 @@
 // emulation.
 #pragma once
 
-#include "common/attention_tiles.h"
+#include "common/attention_backward_tiles.h"
 #include "common/pool_backward_tiles.h"
 #include "common/rel_pos_backward_tiles.h"
 #include "cuda/primitives/launch.h"
@@ -16,6 +16,10 @@ namespace mvit::cuda {
 // calls, aligned to 256.
 int64_t pooling_attention_forward_scratch(const AttentionProblem &p);
 const char *pooling_attention_forward(const AttentionProblem &p, void *scratch, Stream stream);
+
+// The same of grad_out, and of the gradients that go out.
+int64_t pooling_attention_backward_scratch(const AttentionBackwardProblem &p);
+const char *pooling_attention_backward(const AttentionBackwardProblem &p, void *scratch, Stream stream);
 
 // The strides of x must be multiples of 8 channels, its pointer of 16 bytes; head dim a multiple of 8, 128 at most
 // with a norm; float16, bfloat16 or float32.
@@ -37,6 +41,9 @@ const char *decomposed_rel_pos_backward(const RelPosBackwardProblem &p, void *sc
 template <class T, int kDim> const char *launch_pooling_attention(const AttentionForward &f, Stream stream);
 template <int kDim> const char *launch_pooling_attention_float32(const AttentionForward &f, Stream stream);
 template <class T> const char *launch_attention_combine(const AttentionForward &f, Stream stream);
+template <class T, int kDim>
+const char *launch_pooling_attention_backward(const AttentionBackwardWork &w, Stream stream);
+template <class T> const char *launch_attention_grad_sum(const AttentionBackwardWork &w, Stream stream);
 template <class T> const char *launch_pool3d_norm(const PoolProblem &p, Stream stream);
 template <class T> const char *launch_decomposed_rel_pos(const RelPosProblem &p, Stream stream);
 template <class T> const char *launch_pool3d_norm_backward(const PoolBackwardPlan &plan, Stream stream);

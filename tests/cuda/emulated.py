@@ -55,6 +55,44 @@ def pooling_attention(
     return out, lse
 
 
+def pooling_attention_backward(
+    emulation: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rel_pos: Tensor | None,
+    grid_k: tuple[int, int, int],
+    scale: float,
+    has_cls: bool,
+    residual: str,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None = None,
+    needs: tuple[bool, bool, bool, bool] = (True, True, True, True),
+    seed: int = 0,
+) -> list[Tensor | None]:
+    """Gradients of q, k, v and rel_pos; None where not needed. grad_out is (B, Nq, H, D)."""
+    batch, heads, num_q, dim = q.shape
+    shapes = (q, k, v, rel_pos)
+    made = [
+        _output(x.shape, x.dtype) if need and x is not None else None for x, need in zip(shapes, needs, strict=True)
+    ]
+    strides = grad_out.transpose(1, 2).stride()[:3]
+    emulation.pooling_attention_backward(
+        *(_name(q), (batch, heads, num_q, k.shape[2], dim)),
+        [(0, (0, 0, 0)) if x is None else (x.data_ptr(), x.stride()[:3]) for x in shapes],
+        *((0, 0, 0) if rel_pos is None else grid_k, scale, has_cls, residual),
+        *(lse.data_ptr(), (grad_out.data_ptr(), strides), 0 if grad_lse is None else grad_lse.data_ptr()),
+        [0 if one is None else one[1].data_ptr() for one in made],
+        seed,
+    )
+    for one in made:
+        if one is not None:
+            _assert_margins(one[0])
+    return [None if one is None else one[1] for one in made]
+
+
 def qkv_pool3d_norm(
     emulation: ModuleType,
     x: Sequence[Tensor],

@@ -1,4 +1,4 @@
-// From rows in global memory to a swizzled tile in shared memory.
+// From rows in global memory to a swizzled tile in shared memory, and back.
 #pragma once
 
 #include "cuda/primitives/memory.h"
@@ -50,6 +50,24 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
             }
         }
     }
+
+    // Back by `tiles` tiles.
+    MVIT_DEVICE void rewind(int64_t tiles) { from -= tiles * (kRows / kStep) * step; }
 };
+
+// The 16 rows of each warp, of which `count` in the whole tile are there, to contiguous rows of `dim` 16-bit elements.
+template <int kDim> MVIT_DEVICE void store_rows(void *to, Shared tile, int count, int dim) {
+    using Rows = Tile<kDim>;
+    const int lane = lane_index(), first_chunk = lane % Rows::kGroup;
+    MVIT_UNROLL
+    for (int r = 0; r < 16; r += kWarp / Rows::kGroup) {
+        const int row = 16 * warp_index() + r + lane / Rows::kGroup;
+        MVIT_UNROLL
+        for (int chunk = first_chunk; chunk < Rows::kChunks; chunk += Rows::kGroup)
+            if (row < count && chunk * 8 < dim)
+                store_global(static_cast<char *>(to) + 2 * (int64_t(row) * dim + chunk * 8),
+                             load_shared<Vector16>(tile + Rows::offset(row, chunk)));
+    }
+}
 
 } // namespace mvit::cuda

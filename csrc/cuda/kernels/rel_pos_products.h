@@ -1,0 +1,126 @@
+// Decomposed relative position on tensor cores. A key's row of a one-hot matrix has a 1 in its t, h and w entry:
+//
+//   bias (queries x keys)    = rel-pos rows (queries x entries) times the transposed one-hot matrix
+//   d rel-pos rows           = dS (queries x keys) times the one-hot matrix
+//
+// The rows are float32. Each is split into a 16-bit number and a 16-bit rest, two products with the same one-hot
+// fragments, so the bias is exact to 16 bits in bfloat16 and to 22 in float16. Entries go 16 at a time.
+//
+// In shared memory a row is as long as an odd number of 16 bytes, so that eight rows lie in different banks.
+#pragma once
+
+#include "common/attention_backward_tiles.h"
+#include "cuda/primitives/channels.h"
+#include "cuda/primitives/mma.h"
+
+namespace mvit::cuda {
+
+// What products with 0 allow: -inf, for a key that is excluded, becomes the lowest number, and exp2 of it is 0 too.
+template <class T> MVIT_DEVICE float finite_below(float x) {
+    constexpr float kLowest = IsBf16<T>::value ? -3.3e38f : -65504.0f;
+    return x < kLowest ? kLowest : x; // NaN stays
+}
+
+// Two entries of a rel-pos row as two rounded ones and two rests.
+template <class T> MVIT_DEVICE void split(float first, float second, uint32_t &rounded, uint32_t &rest) {
+    first = finite_below<T>(first), second = finite_below<T>(second);
+    rounded = pack<T>(first, second);
+    float low, high;
+    unpack<T>(rounded, low, high);
+    rest = pack<T>(first - low, second - high);
+}
+
+// A thread's row of a one-hot matrix in shared memory. Each new key moves the ones of the last.
+template <class T> struct OneHotRow {
+    static constexpr uint32_t kNone = 0xffffffffu;
+    Shared row;
+    uint32_t key; // its entries, in 10 bits each
+
+    MVIT_DEVICE OneHotRow(Shared row, int depth) : row(row), key(kNone) {
+        for (int chunk = 0; chunk < depth / 8; ++chunk)
+            store_shared(row + Shared(16 * chunk), Vector16{});
+    }
+    MVIT_DEVICE void write(uint16_t value) const {
+        if (key == kNone)
+            return;
+        MVIT_UNROLL
+        for (int axis = 0; axis < 3; ++axis)
+            store_shared(row + (key >> (10 * axis) & 1023) * 2, value);
+    }
+    MVIT_DEVICE void move_to(const AttentionProblem &p, int64_t number) {
+        write(0);
+        const int cls = p.has_cls ? 1 : 0;
+        key = kNone; // cls, or none at all
+        if (number >= cls && number < p.keys) {
+            const uint32_t i = uint32_t(number) - uint32_t(cls);
+            const uint32_t width = uint32_t(p.grid_k.w), height = uint32_t(p.grid_k.h), depth = uint32_t(p.grid_k.t);
+            key = i / width / height | (depth + i / width % height) << 10 | (depth + height + i % width) << 20;
+        }
+        write(IsBf16<T>::value ? 0x3f80 : 0x3c00);
+    }
+};
+
+// s (16 queries x 16 kSteps keys) += bias. `rows`: the lane's row of the A operand; `rest` behind it lie the rests.
+// `keys`: the lane's row of the B operand whose depth is the one-hot matrix's columns.
+template <class T, int kSteps>
+MVIT_DEVICE void add_bias(float (&s)[2 * kSteps][4], Shared rows, Shared rest, Shared keys, Shared key_row, int depth) {
+    MVIT_NO_UNROLL
+    for (int entry = 0; entry < depth; entry += 16, rows += 32, keys += 32) {
+        uint32_t rounded[4], rests[4];
+        ldmatrix_x4(rounded, rows);
+        ldmatrix_x4(rests, rows + rest);
+        MVIT_UNROLL
+        for (int n = 0; n < kSteps; ++n) {
+            uint32_t b[4];
+            ldmatrix_x4(b, keys + Shared(16 * n) * key_row);
+            mma_m16n8k16<T>(s[2 * n], rounded, b[0], b[1]);
+            mma_m16n8k16<T>(s[2 * n + 1], rounded, b[2], b[3]);
+            mma_m16n8k16<T>(s[2 * n], rests, b[0], b[1]);
+            mma_m16n8k16<T>(s[2 * n + 1], rests, b[2], b[3]);
+        }
+    }
+}
+
+// s (16 keys x 16 kSteps queries) += bias. `keys`: the lane's row of the A operand; `rows`: of the B operand.
+template <class T, int kSteps>
+MVIT_DEVICE void add_bias_of_keys(float (&s)[2 * kSteps][4], Shared keys, Shared rows, Shared rest, Shared bias_row,
+                                  int depth) {
+    MVIT_NO_UNROLL
+    for (int entry = 0; entry < depth; entry += 16, rows += 32, keys += 32) {
+        uint32_t ones[4];
+        ldmatrix_x4(ones, keys);
+        MVIT_UNROLL
+        for (int n = 0; n < kSteps; ++n) {
+            uint32_t rounded[4], rests[4];
+            ldmatrix_x4(rounded, rows + Shared(16 * n) * bias_row);
+            ldmatrix_x4(rests, rows + rest + Shared(16 * n) * bias_row);
+            mma_m16n8k16<T>(s[2 * n], ones, rounded[0], rounded[1]);
+            mma_m16n8k16<T>(s[2 * n + 1], ones, rounded[2], rounded[3]);
+            mma_m16n8k16<T>(s[2 * n], ones, rests[0], rests[1]);
+            mma_m16n8k16<T>(s[2 * n + 1], ones, rests[2], rests[3]);
+        }
+    }
+}
+
+// sums (16 queries x entries) += ds (16 queries x 16 kSteps keys) times the one-hot matrix. `sums`: the lane's
+// accumulators in shared memory, 16 bytes for every 8 entries, `kSumStep` apart. `keys`: the lane's row of the B
+// operand whose depth is the keys.
+constexpr Shared kSumStep = kWarp * 16;
+template <class T, int kSteps>
+MVIT_DEVICE void add_row_sums(Shared sums, const uint32_t (&ds)[kSteps][4], Shared keys, Shared key_row, int depth) {
+    MVIT_NO_UNROLL
+    for (int entry = 0; entry < depth; entry += 16, keys += 32, sums += 2 * kSumStep) {
+        Float4 first = load_shared<Float4>(sums), second = load_shared<Float4>(sums + kSumStep);
+        MVIT_UNROLL
+        for (int n = 0; n < kSteps; ++n) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, keys + Shared(16 * n) * key_row);
+            mma_m16n8k16<T>(first.value, ds[n], b[0], b[1]);
+            mma_m16n8k16<T>(second.value, ds[n], b[2], b[3]);
+        }
+        store_shared(sums, first);
+        store_shared(sums + kSumStep, second);
+    }
+}
+
+} // namespace mvit::cuda

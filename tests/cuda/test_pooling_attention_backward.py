@@ -1,0 +1,230 @@
+"""The backward of the CUDA pooling_attention, run by the emulation, against autograd of the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mvit_kernels import reference
+from tests.cuda.emulated import Aligned, pooling_attention_backward
+from tests.numerics import assert_within_rule
+from tests.ops.attention_cases import AttentionCase
+
+DTYPES = [torch.float16, torch.bfloat16]
+NAMES = ("q", "k", "v", "rel_pos")
+
+
+def gradients(inputs: dict[str, Tensor | None], grad_out: Tensor, grad_lse: Tensor | None, **options: object):
+    """Autograd of the reference: the gradients of q, k, v and rel_pos, and the log-sum-exp."""
+    leaves = {name: None if x is None else x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    out, lse = reference.pooling_attention(**leaves, **options)
+    outs, grads = [out], [grad_out.to(out.dtype)]
+    if grad_lse is not None:
+        outs.append(lse)
+        grads.append(grad_lse.to(lse.dtype))
+    asked = [x for x in leaves.values() if x is not None]
+    found = iter(torch.autograd.grad(outs, asked, grads))
+    return [None if x is None else next(found) for x in leaves.values()], lse.detach()
+
+
+class Problem:
+    """Inputs and incoming gradients of a case, with what the reference makes of them."""
+
+    def __init__(self, case: AttentionCase, dtype: torch.dtype, seed: int = 0, lse_gradient: bool = True, **options):
+        self.make = Aligned(seed)
+        self.dtype = dtype
+        self.options = {**case.options, **options}
+        self.inputs = case.inputs(self.make, dtype)
+        shape = (case.batch, case.heads, case.num_q)
+        self.grad_out = self.make(*shape, case.head_dim, dtype=dtype).transpose(1, 2)
+        self.grad_lse = self.make(*shape) if lse_gradient else None
+        self.reference()
+
+    def reference(self) -> None:
+        exact = {name: None if x is None else x.double() for name, x in self.inputs.items()}
+        grad_lse = None if self.grad_lse is None else self.grad_lse.double()
+        self.eager, _ = gradients(self.inputs, self.grad_out, self.grad_lse, **self.options)
+        self.oracle, lse = gradients(exact, self.grad_out.double(), grad_lse, **self.options)
+        self.lse = lse.float()
+
+    def run(self, emulation, seed: int = 0, **options) -> list[Tensor | None]:
+        return pooling_attention_backward(
+            emulation,
+            **self.inputs,
+            **{**self.options, **options},
+            lse=self.lse,
+            grad_out=self.grad_out,
+            grad_lse=self.grad_lse,
+            seed=seed,
+        )
+
+    def check(self, found: list[Tensor | None]) -> None:
+        for name, kernel, eager, oracle in zip(NAMES, found, self.eager, self.oracle, strict=True):
+            if kernel is not None:
+                try:
+                    assert_within_rule(kernel, eager, oracle, "gradient", dtype=self.dtype)
+                except AssertionError as error:
+                    raise AssertionError(f"gradient of {name}: {error}") from None
+
+
+CASES = [
+    AttentionCase((1, 1, 1), (1, 1, 1), has_cls=False, rel_pos=False, heads=1),
+    AttentionCase((1, 1, 1), (1, 1, 1), heads=1),
+    AttentionCase((2, 7, 7), (2, 7, 7)),
+    AttentionCase((1, 3, 5), (1, 13, 11), head_dim=80, residual="all"),
+    AttentionCase((1, 8, 9), (1, 5, 5), head_dim=72, has_cls=False, residual="all", batch=2),
+    AttentionCase((1, 7, 7), (1, 13, 5), head_dim=64, residual="none"),
+    AttentionCase((3, 5, 7), (1, 2, 2), head_dim=48, rel_pos=False),
+    AttentionCase((1, 5, 6), (1, 8, 8), head_dim=128, has_cls=False, residual="none", rel_pos=False),
+    AttentionCase((1, 6, 6), (2, 7, 5), head_dim=128, heads=1),
+    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=8, heads=3),
+    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=104, heads=1),
+    AttentionCase((2, 3, 3), (2, 3, 3), batch=0),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_match_float64(emulation, case, dtype) -> None:
+    problem = Problem(case, dtype)
+    problem.check(problem.run(emulation))
+    problem.make.assert_untouched()
+
+
+PUBLISHED = [
+    AttentionCase((1, 8, 9), (8, 7, 7), heads=1, rel_pos=False),  # MViTv1-B blocks 0 and 4 to 12: Nk = 393
+    AttentionCase((1, 5, 8), (8, 7, 7), heads=1),  # MViTv2-S
+    AttentionCase((1, 6, 6), (1, 7, 7), head_dim=72, has_cls=False, residual="all"),  # MViTv2-L, image
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", PUBLISHED, ids=str)
+def test_gradients_match_float64_on_published_layers(emulation, case, dtype) -> None:
+    problem = Problem(case, dtype, seed=1, lse_gradient=False)
+    problem.check(problem.run(emulation))
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_gradients_are_the_same_bits_in_every_order_of_threads(emulation, seed) -> None:
+    problem = Problem(AttentionCase((1, 8, 9), (2, 7, 5), heads=1), torch.bfloat16)
+    first, second = problem.run(emulation), problem.run(emulation, seed)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    problem.check(second)
+
+
+@pytest.mark.parametrize("num_k", [1, 8, 15, 16, 17, 63, 64, 65, 80, 127, 128, 129])
+def test_gradients_match_float64_at_every_tail_of_a_key_tile(emulation, num_k) -> None:
+    case = AttentionCase((1, 3, 5), (1, 1, num_k), heads=1, head_dim=48, has_cls=False, rel_pos=num_k % 2 == 0)
+    problem = Problem(case, torch.float16)
+    problem.check(problem.run(emulation))
+
+
+@pytest.mark.parametrize("num_q", [2, 16, 17, 63, 64, 65, 129])
+def test_gradients_match_float64_at_every_tail_of_a_query_tile(emulation, num_q) -> None:
+    case = AttentionCase((1, 1, num_q), (1, 3, 5), heads=1, head_dim=16, has_cls=False, rel_pos=num_q % 2 == 0)
+    problem = Problem(case, torch.float16)
+    problem.check(problem.run(emulation))
+
+
+@pytest.mark.parametrize("rel_pos", [False, True])
+def test_gradients_of_many_queries_are_summed_in_parts(emulation, rel_pos) -> None:
+    case = AttentionCase((1, 1, 1087), (1, 3, 6), batch=1, heads=2, head_dim=16, rel_pos=rel_pos)
+    assert emulation.attention_backward_plan((1, 2, case.num_q, case.num_k, 16), case.grid_k)[2] == 2
+    problem = Problem(case, torch.bfloat16)
+    problem.check(problem.run(emulation))
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        (True, False, False, False),
+        (False, True, False, True),
+        (False, False, True, False),
+        (False, False, False, True),
+        (False, True, False, False),
+        (True, False, True, True),
+    ],
+)
+@pytest.mark.parametrize("rel_pos", [False, True])
+def test_only_the_gradients_that_are_asked_for_are_made(emulation, needs, rel_pos) -> None:
+    problem = Problem(AttentionCase((1, 5, 5), (1, 9, 9), heads=1, head_dim=48, rel_pos=rel_pos), torch.float16)
+    everything, some = problem.run(emulation), problem.run(emulation, needs=needs)
+    for one, all_of_it, need in zip(some, everything, needs, strict=True):
+        assert one is None if not need or all_of_it is None else torch.equal(one, all_of_it)
+
+
+def test_no_query_gives_zeros_for_keys_and_values(emulation) -> None:
+    q, k, lse = (torch.zeros(1, 2, n, 48, dtype=torch.float16) for n in (0, 70, 0))
+    options = {"rel_pos": None, "grid_k": (1, 1, 70), "scale": 1.0, "has_cls": False, "residual": "all"}
+    _, dk, dv, _ = pooling_attention_backward(
+        emulation, q, k, k, **options, lse=lse[..., 0].float(), grad_out=q.transpose(1, 2)
+    )
+    assert torch.equal(dk, k) and torch.equal(dv, k)
+
+
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 3.0])
+def test_any_scale_is_right(emulation, scale, rel_pos) -> None:
+    case = AttentionCase((1, 3, 5), (1, 9, 9), heads=1, head_dim=48, rel_pos=rel_pos)
+    problem = Problem(case, torch.float16, scale=scale)
+    problem.check(problem.run(emulation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_keys_excluded_by_a_rel_pos_of_minus_infinity_have_no_gradient(emulation, dtype) -> None:
+    problem = Problem(AttentionCase((1, 3, 5), (3, 4, 6), heads=1, head_dim=48), dtype)
+    problem.inputs["rel_pos"][..., 1] = -torch.inf  # all keys of t = 1
+    problem.inputs["rel_pos"][:, :, 5, 5] = -torch.inf
+    problem.reference()
+    problem.check(problem.run(emulation))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["q", "k", "v", "rel_pos", "grad_out"])
+def test_nan_and_infinity_propagate_as_in_eager(emulation, where, bad) -> None:
+    case = AttentionCase((1, 3, 5), (1, 1, 150), heads=1, head_dim=16, has_cls=False)
+    problem = Problem(case, torch.bfloat16)
+    tensor = problem.grad_out.transpose(1, 2) if where == "grad_out" else problem.inputs[where]
+    tensor[0, 0, min(7, tensor.shape[2] - 1), 3] = bad
+    problem.reference()
+    for name, kernel, eager in zip(NAMES, problem.run(emulation), problem.eager, strict=True):
+        assert torch.equal(kernel.isfinite(), eager.isfinite()), name
+
+
+def test_a_query_without_any_key_has_nan_as_in_eager(emulation) -> None:
+    problem = Problem(AttentionCase((1, 3, 5), (1, 3, 3), heads=1, head_dim=16, has_cls=False), torch.float16)
+    problem.inputs["rel_pos"][:, :, 4] = -torch.inf
+    problem.reference()
+    for name, kernel, eager in zip(NAMES, problem.run(emulation), problem.eager, strict=True):
+        assert torch.equal(kernel.isnan(), eager.isnan()), name
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "num_q", "num_k", "parts"),
+    [
+        (1, 1, 25089, 393, 44),  # MViTv1-B and MViTv2-S, block 0
+        (8, 1, 25089, 393, 10),
+        (1, 2, 6273, 393, 11),
+        (1, 4, 1569, 393, 3),
+        (1, 8, 393, 393, 1),
+        (8, 8, 393, 393, 1),
+        (64, 1, 3136, 49, 6),  # images
+    ],
+)
+def test_few_keys_and_many_queries_fill_the_chip(emulation, batch, heads, num_q, num_k, parts) -> None:
+    query_tiles, _, found, part_tiles, scratch = emulation.attention_backward_plan(
+        (batch, heads, num_q, num_k, 96), (8, 7, 7)
+    )
+    assert found == parts
+    assert (found - 1) * part_tiles < query_tiles <= found * part_tiles, "each part has queries, none is left out"
+    assert parts == 1 or part_tiles >= 8
+    q_bytes, kv_bytes = (2 * batch * heads * n * 96 for n in (num_q, num_k))
+    assert scratch < 0.75 * q_bytes + 4 * (parts > 1) * parts * kv_bytes + (1 << 16)
+
+
+@pytest.mark.parametrize("entries", [0, 15, 22, 29, 40])
+def test_backward_fits_the_shared_memory_of_every_gpu(emulation, entries) -> None:
+    for dim in emulation.attention_dims()[:-1] if entries > 32 else emulation.attention_dims():
+        assert emulation.backward_shared_bytes(dim, entries) <= 99 << 10, "sm_86, sm_89 and sm_120 have the least"
