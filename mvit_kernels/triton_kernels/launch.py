@@ -63,9 +63,9 @@ def matrix_kernel(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, key
 
 
 def pool_rows(parts: tuple[int, int], outputs: int, values: int) -> tuple[int, int]:
-    """(output tokens, warps) of one pooling program of about `values` values."""
+    """(output tokens, warps) of one pooling program of about `values` values, half of that for a wide head."""
     width = sum(parts)
-    rows = max(1, min(32, values // power_of_two(width)))
+    rows = max(1, min(32, values // power_of_two(width) // (2 if width >= 128 else 1)))
     return min(rows, power_of_two(outputs)), 4
 
 

@@ -23,17 +23,23 @@ ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     # wgmma and tcgen05 take their operands from shared memory, so wide tiles fit.
     ("sm90", "forward", "half", 96, 64, 64, 32, 4, 2),
     ("sm90", "forward", "half", 96, 0, 128, 64, 8, 2),
-    ("sm90", "grad_q", "half", 96, 0, 64, 32, 4, 2),
+    ("sm90", "forward", "half", 128, 0, 64, 32, 4, 2),
+    ("sm90", "grad_q", "half", 128, 0, 64, 16, 4, 2),
     ("sm90", "grad_kv", "half", 96, 0, 32, 64, 4, 2),
     ("sm100", "forward", "half", 96, 64, 64, 32, 4, 2),
     ("sm100", "forward", "half", 96, 0, 128, 64, 8, 2),
+    ("sm100", "forward", "half", 128, 0, 64, 32, 4, 2),
     ("sm100", "grad_q", "half", 96, 0, 64, 32, 4, 2),
+    ("sm100", "grad_q", "half", 128, 0, 64, 16, 4, 1),
     ("sm100", "grad_kv", "half", 96, 0, 64, 64, 4, 2),
     ("gfx9", "forward", "half", 128, 0, 64, 64, 4, 1),
     ("gfx9", "grad_q", "half", 128, 0, 64, 32, 4, 1),
     ("gfx9", "grad_kv", "half", 128, 0, 32, 32, 4, 1),
-    # mma.sync takes them from registers: 32 keys a step.
-    ("any", "forward", "half", 128, 0, 64, 32, 4, 2),
-    ("any", "grad_q", "half", 128, 0, 64, 16, 4, 1),
+    # mma.sync takes them from registers: 32 keys a step, and half the queries where the head is wide.
+    ("sm120", "forward", "half", 96, 0, 128, 32, 8, 2),
+    ("any", "forward", "half", 96, 0, 64, 32, 4, 2),
+    ("any", "forward", "half", 128, 0, 32, 32, 4, 2),
+    ("any", "grad_q", "half", 96, 0, 64, 16, 4, 1),
+    ("any", "grad_q", "half", 128, 0, 32, 16, 4, 1),
     ("any", "grad_kv", "half", 128, 0, 16, 32, 4, 2),
 )

@@ -158,7 +158,7 @@ def backward(
             *(batch * heads, part_queries),
             *shape,
             *(int(needs_k), int(needs_v)),
-            *(choice.block_m, choice.block_n, precision(q.dtype)),
+            *(choice.block_m, choice.block_n, one_tail(num_k, choice.block_n) or choice.block_n, precision(q.dtype)),
             warps=choice.warps,
             stages=choice.stages,
         )

@@ -18,8 +18,8 @@ from .run_attention import strides3, unit_of
 
 MODES = {"conv": 0, "avg": 1, "max": 2}
 
-REGISTERS = 128
-"""Of a thread at most: four programs of four warps on a multiprocessor."""
+REGISTERS = 168
+"""Of a thread at most: at least three programs of four warps on a multiprocessor."""
 
 
 def per_head(weight: Tensor | None, heads: int, dim: int) -> bool:

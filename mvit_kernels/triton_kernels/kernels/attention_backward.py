@@ -190,61 +190,43 @@ def attention_grad_q(
                 store_rows(rows_grad_base, tl.where(counts, rows1, 0.0), queries, stride, num_q, S0, S1, entries)
 
 
-@kernel
-def attention_grad_kv(
-    q_ptr, k_ptr, v_ptr, rows_ptr, g_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr,
-    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
-    g_stride_b, g_stride_h, g_stride_n, rows_stride_b, rows_stride_h, rows_stride_n, heads, num_q, num_k, scale,
-    entries, k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w, batch_heads, part_queries,
-    UNIT: tl.constexpr, ROWS_UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    S0: tl.constexpr, S1: tl.constexpr,
-    CLS: tl.constexpr, K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+@triton.jit
+def _grad_kv_tile(
+    key, first, last, q_base, k_base, v_base, g_base, rows_base, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, strides,
+    num_q, num_k, scale, entries, grid, N: tl.constexpr,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, CLS: tl.constexpr,
+    K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of k and v as (part, B, H, Nk, D); a part sums `part_queries` queries."""
-    tiles = tl.cdiv(num_k, BLOCK_N)
-    tile = tl.program_id(0) % tiles
-    bh = tl.program_id(0) // tiles % batch_heads
-    part = tl.program_id(0) // tiles // batch_heads
-    b = (bh // heads).to(tl.int64)
-    h = (bh % heads).to(tl.int64)
-    keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    grid = (k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w)
-    k_base = k_ptr + (b * k_stride_b + h * k_stride_h) * UNIT
-    v_base = v_ptr + (b * v_stride_b + h * v_stride_h) * UNIT
-    q_base = q_ptr + (b * q_stride_b + h * q_stride_h) * UNIT
-    g_base = g_ptr + (b * g_stride_b + h * g_stride_h) * UNIT
-    k0 = load_rows(k_base, keys, k_stride_n * UNIT, num_k, 0, D0, D, True)
-    v0 = load_rows(v_base, keys, v_stride_n * UNIT, num_k, 0, D0, D, True)
+    """N keys from `key` on, with the queries from `first` to `last`; all pointers are those of one (batch, head)."""
+    q_stride, k_stride, v_stride, g_stride, rows_stride = strides
+    keys = key + tl.arange(0, N)
+    k0 = load_rows(k_base, keys, k_stride, num_k, 0, D0, D, True)
+    v0 = load_rows(v_base, keys, v_stride, num_k, 0, D0, D, True)
     k1, v1 = k0, v0
     if D1 > 0:
-        k1 = load_rows(k_base, keys, k_stride_n * UNIT, num_k, D0, D1, D, True)
-        v1 = load_rows(v_base, keys, v_stride_n * UNIT, num_k, D0, D1, D, True)
+        k1 = load_rows(k_base, keys, k_stride, num_k, D0, D1, D, True)
+        v1 = load_rows(v_base, keys, v_stride, num_k, D0, D1, D, True)
     scale2 = scale * 1.4426950408889634
-    grad_k0 = tl.zeros([BLOCK_N, D0], tl.float32)
-    grad_v0 = tl.zeros([BLOCK_N, D0], tl.float32)
-    grad_k1 = tl.zeros([BLOCK_N, D1 if D1 > 0 else 1], tl.float32)
-    grad_v1 = tl.zeros([BLOCK_N, D1 if D1 > 0 else 1], tl.float32)
-    first = part * part_queries
-    for start in range(first, min(first + part_queries, num_q), BLOCK_M):
+    grad_k0 = tl.zeros([N, D0], tl.float32)
+    grad_v0 = tl.zeros([N, D0], tl.float32)
+    grad_k1 = tl.zeros([N, D1 if D1 > 0 else 1], tl.float32)
+    grad_v1 = tl.zeros([N, D1 if D1 > 0 else 1], tl.float32)
+    for start in range(first, last, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
-        q0 = load_rows(q_base, queries, q_stride_n * UNIT, num_q, 0, D0, D, True)
-        g0 = load_rows(g_base, queries, g_stride_n * UNIT, num_q, 0, D0, D, True)
+        q0 = load_rows(q_base, queries, q_stride, num_q, 0, D0, D, True)
+        g0 = load_rows(g_base, queries, g_stride, num_q, 0, D0, D, True)
         q1, g1 = q0, g0
         if D1 > 0:
-            q1 = load_rows(q_base, queries, q_stride_n * UNIT, num_q, D0, D1, D, True)
-            g1 = load_rows(g_base, queries, g_stride_n * UNIT, num_q, D0, D1, D, True)
+            q1 = load_rows(q_base, queries, q_stride, num_q, D0, D1, D, True)
+            g1 = load_rows(g_base, queries, g_stride, num_q, D0, D1, D, True)
         r0, r1 = q0, q0
         if S0 > 0:
-            rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
-            rows_stride = rows_stride_n * ROWS_UNIT
             r0 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, 0, S0, CLS, q0.dtype)
             r1 = r0
             if S1 > 0:
                 r1 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, S0, S1, CLS, q0.dtype)
-        at = bh.to(tl.int64) * num_q + queries
         # +inf makes the probabilities of queries that do not exist zero.
-        lse2 = tl.load(lse_ptr + at, mask=queries < num_q, other=float("inf")) * 1.4426950408889634
+        lse2 = tl.load(lse_ptr + queries, mask=queries < num_q, other=float("inf")) * 1.4426950408889634
         s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, grid, D1, S0, S1, CLS, PRECISION)
         p = tl.exp2(s - lse2[:, None])
         if V_GRAD:
@@ -256,17 +238,73 @@ def attention_grad_kv(
             dp = tl.dot(g0, tl.trans(v0), input_precision=PRECISION)
             if D1 > 0:
                 dp = tl.dot(g1, tl.trans(v1), dp, input_precision=PRECISION)
-            delta = tl.load(delta_ptr + at, mask=queries < num_q, other=0.0)
+            delta = tl.load(delta_ptr + queries, mask=queries < num_q, other=0.0)
             ds = tl.trans((p * (dp - delta[:, None])).to(q0.dtype))
             grad_k0 = tl.dot(ds, q0, grad_k0, input_precision=PRECISION)
             if D1 > 0:
                 grad_k1 = tl.dot(ds, q1, grad_k1, input_precision=PRECISION)
-    out = (part.to(tl.int64) * batch_heads + bh) * num_k * D
     if K_GRAD:
-        store_rows(grad_k_ptr + out, grad_k0 * scale, keys, D, num_k, 0, D0, D)
+        store_rows(grad_k_ptr, grad_k0 * scale, keys, D, num_k, 0, D0, D)
         if D1 > 0:
-            store_rows(grad_k_ptr + out, grad_k1 * scale, keys, D, num_k, D0, D1, D)
+            store_rows(grad_k_ptr, grad_k1 * scale, keys, D, num_k, D0, D1, D)
     if V_GRAD:
-        store_rows(grad_v_ptr + out, grad_v0, keys, D, num_k, 0, D0, D)
+        store_rows(grad_v_ptr, grad_v0, keys, D, num_k, 0, D0, D)
         if D1 > 0:
-            store_rows(grad_v_ptr + out, grad_v1, keys, D, num_k, D0, D1, D)
+            store_rows(grad_v_ptr, grad_v1, keys, D, num_k, D0, D1, D)
+
+
+@kernel
+def attention_grad_kv(
+    q_ptr, k_ptr, v_ptr, rows_ptr, g_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
+    g_stride_b, g_stride_h, g_stride_n, rows_stride_b, rows_stride_h, rows_stride_n, heads, num_q, num_k, scale,
+    entries, k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w, batch_heads, part_queries,
+    UNIT: tl.constexpr, ROWS_UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    S0: tl.constexpr, S1: tl.constexpr,
+    CLS: tl.constexpr, K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of k and v as (part, B, H, Nk, D); a part sums `part_queries` queries."""
+    tiles = tl.cdiv(num_k, BLOCK_N)
+    tile = tl.program_id(0) % tiles
+    bh = tl.program_id(0) // tiles % batch_heads
+    part = tl.program_id(0) // tiles // batch_heads
+    b = (bh // heads).to(tl.int64)
+    h = (bh % heads).to(tl.int64)
+    grid = (k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w)
+    k_base = k_ptr + (b * k_stride_b + h * k_stride_h) * UNIT
+    v_base = v_ptr + (b * v_stride_b + h * v_stride_h) * UNIT
+    q_base = q_ptr + (b * q_stride_b + h * q_stride_h) * UNIT
+    g_base = g_ptr + (b * g_stride_b + h * g_stride_h) * UNIT
+    rows_base = rows_ptr
+    if S0 > 0:
+        rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
+    first = part * part_queries
+    last = min(first + part_queries, num_q)
+    lse_ptr += bh.to(tl.int64) * num_q
+    delta_ptr += bh.to(tl.int64) * num_q
+    if K_GRAD:
+        grad_k_ptr += (part.to(tl.int64) * batch_heads + bh) * num_k * D
+    if V_GRAD:
+        grad_v_ptr += (part.to(tl.int64) * batch_heads + bh) * num_k * D
+    strides = (q_stride_n * UNIT, k_stride_n * UNIT, v_stride_n * UNIT, g_stride_n * UNIT, rows_stride_n * ROWS_UNIT)
+    if TAIL == BLOCK_N:
+        _grad_kv_tile(
+            tile * BLOCK_N, first, last, q_base, k_base, v_base, g_base, rows_base, lse_ptr, delta_ptr, grad_k_ptr,
+            grad_v_ptr, strides, num_q, num_k, scale, entries, grid,
+            BLOCK_N, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
+        )  # fmt: skip
+    else:
+        # Keys behind the last whole tile have a narrower one.
+        if tile < num_k // BLOCK_N:
+            _grad_kv_tile(
+                tile * BLOCK_N, first, last, q_base, k_base, v_base, g_base, rows_base, lse_ptr, delta_ptr, grad_k_ptr,
+                grad_v_ptr, strides, num_q, num_k, scale, entries, grid,
+                BLOCK_N, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
+            )  # fmt: skip
+        else:
+            _grad_kv_tile(
+                tile * BLOCK_N, first, last, q_base, k_base, v_base, g_base, rows_base, lse_ptr, delta_ptr, grad_k_ptr,
+                grad_v_ptr, strides, num_q, num_k, scale, entries, grid,
+                TAIL, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
+            )  # fmt: skip
