@@ -23,6 +23,31 @@ static constexpr AttentionKernel attention_kernel(const AttentionProblem &p) {
     return p.dtype != DType::f32 ? AttentionKernel::half : p.tf32 ? AttentionKernel::tf32 : AttentionKernel::float32;
 }
 
+// How a kernel adds the decomposed relative position: as a product of rows of entries with a one-hot matrix of keys, on
+// tensor cores; or by three loads for each score.
+enum class AttentionBias { none, product, gather };
+
+// The bias of a key is the sum of three entries of its query's row. Where they are gathered the row ends with a zero
+// for keys without a bias, and they are named by three 10-bit numbers.
+constexpr int64_t kMaxRelPosEntries = 1022;
+
+// Past this the product is no cheaper: its depth is 2 / 3 of what q k^T has at head dim 96, and shared memory runs out.
+constexpr int64_t kMaxProductEntries = 48;
+
+static constexpr int64_t rel_pos_entries(const AttentionProblem &p) {
+    return p.rel_pos ? p.grid_k.t + p.grid_k.h + p.grid_k.w : 0;
+}
+
+static constexpr AttentionBias attention_bias(const AttentionProblem &p) {
+    return !p.rel_pos                                                          ? AttentionBias::none
+           : p.dtype != DType::f32 && rel_pos_entries(p) <= kMaxProductEntries ? AttentionBias::product
+                                                                               : AttentionBias::gather;
+}
+
+// The depth of the product: each entry twice, rounded and what rounding leaves. A row of it in shared memory.
+static constexpr int64_t bias_product_depth(int64_t entries) { return round_up(2 * entries, 16); }
+static constexpr int64_t bias_product_pitch(int64_t entries) { return 2 * bias_product_depth(entries) + 16; }
+
 struct AttentionTile {
     int rows;    // queries of a block
     int keys;    // of one step
@@ -30,33 +55,37 @@ struct AttentionTile {
     int blocks;  // on one multiprocessor, for the register budget
 };
 
-// 16 bit: a warp has 16 queries, S and O are keys / 2 + dim / 2 registers of a thread, q another dim / 4.
-// float32: a thread has 4 x 4 scores and 4 x dim / 8 outputs; TF32 as 16 bit with half the keys.
-static constexpr AttentionTile attention_tile(AttentionKernel kernel, int dim) {
-    return kernel == AttentionKernel::half ? AttentionTile{64, dim > 96 ? 48 : 64, 128, 2}
-                                           : AttentionTile{64, 32, 128, 2};
+// 16 bit: a warp has 32 queries, so that each fragment of k and v serves two products. S and O of a thread are keys +
+// dim registers; 255 allow 64 keys up to dim 96, 32 at dim 128. The addresses of a gathered bias need the room of half
+// the queries. float32: a thread has 4 x 4 scores and 4 x dim / 8 outputs; TF32: a warp has 16 queries, S, O and q are
+// keys / 2 + dim registers.
+static constexpr AttentionTile attention_tile(AttentionKernel kernel, int dim, AttentionBias bias) {
+    return kernel == AttentionKernel::half
+               ? AttentionTile{bias == AttentionBias::gather || dim > 96 ? 64 : 128, 64, 128, 2}
+               : AttentionTile{64, 32, 128, 2};
 }
 
-// The bias of a key is the sum of three entries of its query's row, which ends with a zero for keys without a bias.
-// They are named by three 10-bit numbers.
-constexpr int64_t kMaxRelPosEntries = 1022;
-
-static constexpr int64_t rel_pos_entries(const AttentionProblem &p) {
-    return p.rel_pos ? p.grid_k.t + p.grid_k.h + p.grid_k.w : 0;
+static constexpr AttentionTile attention_tile(const AttentionProblem &p) {
+    return attention_tile(attention_kernel(p), attention_dim(p.head_dim), attention_bias(p));
 }
 
 // A row of probabilities of the float32 kernel: four rows of a warp begin 8 banks apart.
 static constexpr int attention_probability_pitch(int keys) { return keys + 8; }
 
-// The tiles of q, k and v; probabilities where they can't stay in registers; the rows of bias and the entries that a
-// key's bias is made of.
-static constexpr int64_t attention_shared_bytes(AttentionKernel kernel, int dim, int64_t entries) {
-    const AttentionTile tile = attention_tile(kernel, dim);
-    const int64_t size = kernel == AttentionKernel::half ? 2 : 4;
+// The tiles of q, k and v; probabilities where they can't stay in registers; the bias: two matrices of the product, or
+// the rows of bias and the entries that a key's bias is made of.
+static constexpr int64_t attention_shared_bytes(const AttentionProblem &p) {
+    const AttentionTile tile = attention_tile(p);
+    const AttentionKernel kernel = attention_kernel(p);
+    const int64_t entries = rel_pos_entries(p);
+    const int64_t tiles = (tile.rows + 2 * tile.keys) * attention_dim(p.head_dim) * int64_t(size_of(p.dtype));
     const int64_t probabilities =
         kernel == AttentionKernel::float32 ? tile.rows * attention_probability_pitch(tile.keys) * 4 : 0;
-    return (tile.rows + 2 * tile.keys) * dim * size + probabilities +
-           (entries ? tile.rows * (entries + 1) * 4 + tile.keys * 4 : 0);
+    const int64_t bias = attention_bias(p) == AttentionBias::none ? 0
+                         : attention_bias(p) == AttentionBias::product
+                             ? (tile.rows + tile.keys) * bias_product_pitch(entries)
+                             : tile.rows * (entries + 1) * 4 + tile.keys * 4;
+    return tiles + probabilities + bias;
 }
 
 // One launch: with few queries the keys are split among several blocks, each of which writes its part of the result,
@@ -68,7 +97,7 @@ struct AttentionForward {
 };
 
 static constexpr int64_t attention_row_tiles(const AttentionProblem &p) {
-    return ceil_div(p.queries, attention_tile(attention_kernel(p), attention_dim(p.head_dim)).rows);
+    return ceil_div(p.queries, attention_tile(p).rows);
 }
 
 // A model of time, in 32nds of a step of a block that has a multiprocessor for itself. Two blocks there take 1.25 for a
@@ -83,7 +112,7 @@ static constexpr int64_t attention_cost(int64_t blocks, int64_t steps, int64_t s
 constexpr int64_t kMaxAttentionSplits = 16;
 
 static constexpr AttentionForward attention_forward(const AttentionProblem &p, int64_t multiprocessors) {
-    const int64_t keys_of_tile = attention_tile(attention_kernel(p), attention_dim(p.head_dim)).keys;
+    const int64_t keys_of_tile = attention_tile(p).keys;
     const int64_t tiles = ceil_div(p.keys, keys_of_tile), blocks = p.batch * p.heads * attention_row_tiles(p);
     int64_t best = tiles, best_splits = 1;
     if (blocks >= 2 * multiprocessors) // all multiprocessors are busy, and the parts would be large

@@ -48,12 +48,15 @@ py::dict attention_plan(const std::string &dtype, bool tf32, const std::array<in
     p.grid_k = size3(grid_k);
     p.rel_pos = volume(p.grid_k) ? &p : nullptr;
     const AttentionForward f = attention_forward(p, multiprocessors);
-    const AttentionTile tile = attention_tile(attention_kernel(p), attention_dim(p.head_dim));
+    const AttentionTile tile = attention_tile(p);
     py::dict plan;
     plan["rows"] = tile.rows, plan["keys"] = tile.keys, plan["threads"] = tile.threads;
     plan["blocks_of_multiprocessor"] = tile.blocks;
     plan["blocks"] = attention_blocks(f), plan["splits"] = f.splits, plan["keys_of_split"] = f.keys_of_split;
-    plan["shared_bytes"] = attention_shared_bytes(attention_kernel(p), attention_dim(p.head_dim), rel_pos_entries(p));
+    plan["shared_bytes"] = attention_shared_bytes(p);
+    plan["bias"] = attention_bias(p) == AttentionBias::none      ? "none"
+                   : attention_bias(p) == AttentionBias::product ? "product"
+                                                                 : "gather";
     plan["scratch_bytes"] = attention_scratch_bytes(f);
     return plan;
 }

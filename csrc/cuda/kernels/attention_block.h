@@ -17,8 +17,9 @@ struct AttentionBlock {
     int64_t batch, head, split, first_query, first_key;
     int queries;  // there are, of the tile
     int64_t keys; // of this split
+    int keys_of_tile;
 
-    MVIT_DEVICE AttentionBlock(const AttentionForward &f, int rows) {
+    MVIT_DEVICE AttentionBlock(const AttentionForward &f, int rows, int keys_of_tile) : keys_of_tile(keys_of_tile) {
         const AttentionProblem &p = f.p;
         const int64_t row_tiles = ceil_div(p.queries, rows), block = block_index();
         first_query = block % row_tiles * rows;
@@ -84,7 +85,7 @@ struct BiasRows {
     }
 
     // Of the keys [first, first + count); a barrier must follow, and one must have come before.
-    MVIT_DEVICE void start_tile(const AttentionProblem &p, int64_t first, int count) const {
+    MVIT_DEVICE void first_tile(const AttentionProblem &p, int64_t first, int count) const {
         if (thread_index() < count)
             store_shared(keys + Shared(4 * thread_index()), rel_pos_of_key(p, first + thread_index()));
     }

@@ -16,12 +16,12 @@
 namespace mvit::cuda {
 
 template <int kDim, bool kRelPos>
-MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::float32, kDim).threads,
-                                    attention_tile(AttentionKernel::float32, kDim).blocks)
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::float32, kDim, AttentionBias::gather).threads,
+                                    attention_tile(AttentionKernel::float32, kDim, AttentionBias::gather).blocks)
     pooling_attention_float32(const MVIT_GRID_CONSTANT AttentionForward f) {
-    constexpr int kRows = attention_tile(AttentionKernel::float32, kDim).rows;
-    constexpr int kKeys = attention_tile(AttentionKernel::float32, kDim).keys;
-    constexpr int kThreads = attention_tile(AttentionKernel::float32, kDim).threads;
+    constexpr int kRows = attention_tile(AttentionKernel::float32, kDim, AttentionBias::gather).rows;
+    constexpr int kKeys = attention_tile(AttentionKernel::float32, kDim, AttentionBias::gather).keys;
+    constexpr int kThreads = attention_tile(AttentionKernel::float32, kDim, AttentionBias::gather).threads;
     using Rows = Tile<2 * kDim>; // in 16-bit units
     constexpr Shared kK = kRows * Rows::kRowBytes, kV = kK + kKeys * Rows::kRowBytes;
     constexpr Shared kProbability = kV + kKeys * Rows::kRowBytes;
@@ -34,7 +34,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::float32, kDi
     static_assert(kRows == 16 * kThreads / kWarp && kKeys == 32, "");
 
     const AttentionProblem &p = f.p;
-    const AttentionBlock block(f, kRows);
+    const AttentionBlock block(f, kRows, kKeys);
     const int lane = lane_index(), first_row = 16 * warp_index() + lane / 8, column = lane % 8;
     const int dim = int(p.head_dim);
     const auto at = [&](const void *base, int64_t b, int64_t h, int64_t n) {
@@ -53,7 +53,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::float32, kDi
     const BiasRows bias(p, kBias, kRows);
     if constexpr (kRelPos) {
         bias.load(p, block, kRows, kThreads);
-        bias.start_tile(p, block.first_key, kKeys);
+        bias.first_tile(p, block.first_key, kKeys);
     }
 
     float o[4][kOwn] = {}, top[4], sum[4] = {};
@@ -136,7 +136,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::float32, kDi
             k_copy.start(kK, left - kKeys, 2 * dim);
             cp_async_commit();
             if constexpr (kRelPos)
-                bias.start_tile(p, block.first_key + done + kKeys, kKeys);
+                bias.first_tile(p, block.first_key + done + kKeys, kKeys);
         }
         MVIT_NO_UNROLL
         for (int group = 0; group < kKeys; group += 8) {

@@ -26,12 +26,12 @@ template <int kGroup> MVIT_DEVICE constexpr int tf32_key(int column) {
 }
 
 template <int kDim, bool kRelPos>
-MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::tf32, kDim).threads,
-                                    attention_tile(AttentionKernel::tf32, kDim).blocks)
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::tf32, kDim, AttentionBias::gather).threads,
+                                    attention_tile(AttentionKernel::tf32, kDim, AttentionBias::gather).blocks)
     pooling_attention_tf32(const MVIT_GRID_CONSTANT AttentionForward f) {
-    constexpr int kRows = attention_tile(AttentionKernel::tf32, kDim).rows;
-    constexpr int kKeys = attention_tile(AttentionKernel::tf32, kDim).keys;
-    constexpr int kThreads = attention_tile(AttentionKernel::tf32, kDim).threads;
+    constexpr int kRows = attention_tile(AttentionKernel::tf32, kDim, AttentionBias::gather).rows;
+    constexpr int kKeys = attention_tile(AttentionKernel::tf32, kDim, AttentionBias::gather).keys;
+    constexpr int kThreads = attention_tile(AttentionKernel::tf32, kDim, AttentionBias::gather).threads;
     using Rows = Tile<2 * kDim>; // in 16-bit units
     constexpr Shared kK = kRows * Rows::kRowBytes, kV = kK + kKeys * Rows::kRowBytes;
     constexpr Shared kBias = kV + kKeys * Rows::kRowBytes;
@@ -39,7 +39,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::tf32, kDim).
     static_assert(kRows == 16 * kThreads / kWarp && kKeys % 16 == 0, "");
 
     const AttentionProblem &p = f.p;
-    const AttentionBlock block(f, kRows);
+    const AttentionBlock block(f, kRows, kKeys);
     const int lane = lane_index(), warp = warp_index(), dim = int(p.head_dim);
     const auto at = [&](const void *base, int64_t b, int64_t h, int64_t n) {
         return static_cast<const float *>(base) + block.batch * b + block.head * h + n;
@@ -65,7 +65,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::tf32, kDim).
     const BiasRows bias(p, kBias, kRows);
     if constexpr (kRelPos) {
         bias.load(p, block, kRows, kThreads);
-        bias.start_tile(p, block.first_key, kKeys);
+        bias.first_tile(p, block.first_key, kKeys);
     }
 
     // Fragments of q stay in registers; q itself stays for the residual.
@@ -134,7 +134,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::tf32, kDim).
             k_copy.start(kK, left - kKeys, 2 * dim);
             cp_async_commit();
             if constexpr (kRelPos)
-                bias.start_tile(p, block.first_key + done + kKeys, kKeys);
+                bias.first_tile(p, block.first_key + done + kKeys, kKeys);
         }
         MVIT_UNROLL
         for (int n = 0; n < kKeySteps; ++n) {
