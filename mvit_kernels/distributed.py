@@ -42,7 +42,7 @@ def _dispatch(cls: type, op: Any, types: Any, args: tuple[Any, ...], kwargs: dic
     """The op on every rank's shards."""
     names = [argument.name for argument in op._schema.arguments]
     arguments = dict(zip(names, args, strict=False)) | (kwargs or {})
-    first = next(leaf for leaf in tree_leaves([arguments[name] for name in names]) if isinstance(leaf, DTensor))
+    first = next(leaf for leaf in tree_leaves(list(arguments.values())) if isinstance(leaf, DTensor))
     lead = next(
         (
             leaf

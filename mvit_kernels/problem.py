@@ -178,6 +178,8 @@ class AttentionProblem:
     has_cls: bool
     residual: str
     needs_grad: bool
+    rel_pos_entries: int = 0
+    """Kt + Kh + Kw of a rel-pos row."""
 
     op = "pooling_attention"
 

@@ -1,6 +1,5 @@
-// mvit_kernels::decomposed_rel_pos and decomposed_rel_pos_backward on the CPU.
+// The ops decomposed_rel_pos and decomposed_rel_pos_backward.
 #include "bindings/tensors.h"
-#include "common/backward.h"
 
 #include <tuple>
 
@@ -17,7 +16,7 @@ RelPosProblem rel_pos_problem(const char *op, Arguments &a, const std::vector<in
                               const std::vector<int64_t> &grid_k, bool has_cls) {
     RelPosProblem p = {};
     p.dtype = dtype_of(op, "q", a.q);
-    a.q = tokens(op, "q", a.q, p.dtype);
+    a.q = tokens(op, "q", a.q, p.dtype, a.q);
     p.batch = a.q.size(0);
     p.heads = a.q.size(1);
     p.head_dim = a.q.size(3);
@@ -35,7 +34,7 @@ RelPosProblem rel_pos_problem(const char *op, Arguments &a, const std::vector<in
                            int64_t keys) -> Parameter {
         if (!tensor)
             return {nullptr, DType::f32};
-        tensor = parameter(op, argument, *tensor, {queries, keys, p.head_dim});
+        tensor = parameter(op, argument, *tensor, {queries, keys, p.head_dim}, a.q);
         return as_parameter(op, argument, *tensor);
     };
     p.table_t = table("table_t", a.table_t, p.grid_q.t, p.grid_k.t);
@@ -46,15 +45,14 @@ RelPosProblem rel_pos_problem(const char *op, Arguments &a, const std::vector<in
 
 Tensor decomposed_rel_pos(Tensor q, std::vector<int64_t> grid_q, std::vector<int64_t> grid_k, bool has_cls,
                           std::optional<Tensor> table_t, std::optional<Tensor> table_h, std::optional<Tensor> table_w) {
+    const char *const op = "decomposed_rel_pos";
     Arguments a = {q, table_t, table_h, table_w};
-    RelPosProblem p = rel_pos_problem("decomposed_rel_pos", a, grid_q, grid_k, has_cls);
+    RelPosProblem p = rel_pos_problem(op, a, grid_q, grid_k, has_cls);
     Tensor rows =
         empty(q, {p.batch, p.heads, q.size(2), p.grid_k.t + p.grid_k.h + p.grid_k.w}, accumulator_type_of(p.dtype));
     p.rows = rows.mutable_data_ptr();
-    if (p.batch * p.heads > 0) {
-        const cpu::Kernels &kernels = cpu::kernels();
-        run(q, p, kernels.decomposed_rel_pos_scratch, kernels.decomposed_rel_pos);
-    }
+    if (p.batch * p.heads > 0)
+        run(op, a.q, p);
     return rows;
 }
 
@@ -69,7 +67,7 @@ decomposed_rel_pos_backward(Tensor grad, Tensor q, std::vector<int64_t> grid_q, 
     p.forward = rel_pos_problem(op, a, grid_q, grid_k, has_cls);
     STD_TORCH_CHECK(needs.size() == 4, op, ": needs has ", needs.size(), " entries, it must have 4");
     const Size3 keys = p.forward.grid_k;
-    grad = tokens(op, "grad", grad, p.forward.dtype == DType::f64 ? DType::f64 : DType::f32);
+    grad = rows(op, "grad", grad, p.forward.dtype == DType::f64 ? DType::f64 : DType::f32, a.q);
     check_shape(op, "grad", grad, {p.forward.batch, p.forward.heads, q.size(2), keys.t + keys.h + keys.w});
     p.grad = grad.const_data_ptr();
     p.stride_b = grad.stride(0);
@@ -88,17 +86,15 @@ decomposed_rel_pos_backward(Tensor grad, Tensor q, std::vector<int64_t> grid_q, 
     Tensor t_grad = table(needs[1], a.table_t, p.table_t);
     Tensor h_grad = table(needs[2], a.table_h, p.table_h);
     Tensor w_grad = table(needs[3], a.table_w, p.table_w);
-    if (p.q || p.table_t.data || p.table_h.data || p.table_w.data) {
-        const cpu::Kernels &kernels = cpu::kernels();
-        run(q, p, kernels.decomposed_rel_pos_backward_scratch, kernels.decomposed_rel_pos_backward);
-    }
+    if (p.q || p.table_t.data || p.table_h.data || p.table_w.data)
+        run(op, a.q, p);
     return {q_grad, t_grad, h_grad, w_grad};
 }
 
 } // namespace
 } // namespace mvit::bindings
 
-STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MVIT_OPS, MVIT_DISPATCH_KEY, m) {
     m.impl("decomposed_rel_pos", TORCH_BOX(&mvit::bindings::decomposed_rel_pos));
     m.impl("decomposed_rel_pos_backward", TORCH_BOX(&mvit::bindings::decomposed_rel_pos_backward));
 }

@@ -1,6 +1,5 @@
-// mvit_kernels::pool3d_norm, qkv_pool3d_norm and qkv_pool3d_norm_backward on the CPU.
+// The ops pool3d_norm, qkv_pool3d_norm and qkv_pool3d_norm_backward.
 #include "bindings/tensors.h"
-#include "common/backward.h"
 
 namespace mvit::bindings {
 namespace {
@@ -46,7 +45,7 @@ PoolProblem pool_problem(const char *op, Arguments &a) {
     problem.has_cls = a.has_cls;
     problem.branches = int32_t(branches);
     for (size_t i = 0; i < branches; ++i) {
-        Tensor &x = a.x[i] = tokens(op, "x", a.x[i], problem.dtype);
+        Tensor &x = a.x[i] = tokens(op, "x", a.x[i], problem.dtype, a.x[0]);
         if (i == 0) {
             problem.batch = x.size(0);
             problem.heads = x.size(1);
@@ -75,7 +74,7 @@ PoolProblem pool_problem(const char *op, Arguments &a) {
             b.per_head_weight = channels == problem.heads * problem.head_dim && channels != problem.head_dim;
             a.weight[i] =
                 parameter(op, "weight", *a.weight[i],
-                          {b.per_head_weight ? channels : problem.head_dim, 1, b.kernel.t, b.kernel.h, b.kernel.w});
+                          {b.per_head_weight ? channels : problem.head_dim, 1, b.kernel.t, b.kernel.h, b.kernel.w}, x);
             b.weight = as_parameter(op, "weight", *a.weight[i]);
         }
         b.norm = a.norm_eps[i] >= 0;
@@ -84,7 +83,7 @@ PoolProblem pool_problem(const char *op, Arguments &a) {
             if (!tensor)
                 return {nullptr, DType::f32};
             STD_TORCH_CHECK(b.norm, op, ": ", argument, " without norm_eps");
-            tensor = parameter(op, argument, *tensor, {problem.head_dim});
+            tensor = parameter(op, argument, *tensor, {problem.head_dim}, x);
             return as_parameter(op, argument, *tensor);
         };
         b.norm_weight = norm_parameter("norm_weight", a.norm_weight[i]);
@@ -107,10 +106,8 @@ std::vector<Tensor> pool(const char *op, Arguments a) {
                             a.x[i].scalar_type()));
         b.out = out.back().mutable_data_ptr();
     }
-    if (problem.batch * problem.heads > 0) {
-        const cpu::Kernels &kernels = cpu::kernels();
-        run(a.x[0], problem, kernels.pool3d_norm_scratch, kernels.pool3d_norm);
-    }
+    if (problem.batch * problem.heads > 0)
+        run(op, a.x[0], problem);
     return out;
 }
 
@@ -169,7 +166,7 @@ std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vect
     for (size_t i = 0; i < x.size(); ++i) {
         const PoolBranch &b = problem.forward.branch[i];
         PoolBranchGradients &g = problem.gradients[i];
-        grad[i] = tokens(op, "grad", grad[i], problem.forward.dtype);
+        grad[i] = tokens(op, "grad", grad[i], problem.forward.dtype, a.x[0]);
         check_shape(
             op, "grad", grad[i],
             {problem.forward.batch, problem.forward.heads, has_cls + volume(b.out_grid), problem.forward.head_dim});
@@ -197,17 +194,15 @@ std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vect
         g.norm_weight = parameter_gradient(2, a.norm_weight[i]);
         g.norm_bias = parameter_gradient(3, a.norm_bias[i]);
     }
-    if (any) {
-        const cpu::Kernels &kernels = cpu::kernels();
-        run(x[0], problem, kernels.pool3d_norm_backward_scratch, kernels.pool3d_norm_backward);
-    }
+    if (any)
+        run(op, a.x[0], problem);
     return out;
 }
 
 } // namespace
 } // namespace mvit::bindings
 
-STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MVIT_OPS, MVIT_DISPATCH_KEY, m) {
     m.impl("pool3d_norm", TORCH_BOX(&mvit::bindings::pool3d_norm));
     m.impl("qkv_pool3d_norm", TORCH_BOX(&mvit::bindings::qkv_pool3d_norm));
     m.impl("qkv_pool3d_norm_backward", TORCH_BOX(&mvit::bindings::qkv_pool3d_norm_backward));

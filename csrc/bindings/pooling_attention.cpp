@@ -1,6 +1,5 @@
-// mvit_kernels::pooling_attention and pooling_attention_backward on the CPU.
+// The ops pooling_attention and pooling_attention_backward.
 #include "bindings/tensors.h"
-#include "common/backward.h"
 
 #include <tuple>
 
@@ -20,10 +19,12 @@ struct Arguments {
 
 // Checks the arguments and makes a problem of them, without outputs. What the problem points to is kept by `a`.
 AttentionProblem attention_problem(const char *op, Arguments &a, const std::vector<int64_t> &grid_k, double scale,
-                                   bool has_cls, const std::string &residual) {
+                                   bool has_cls, const std::string &residual, bool tf32) {
     AttentionProblem p = {};
     p.dtype = dtype_of(op, "q", a.q);
-    a = {tokens(op, "q", a.q, p.dtype), tokens(op, "k", a.k, p.dtype), tokens(op, "v", a.v, p.dtype), a.rel_pos};
+    p.tf32 = tf32;
+    a = {tokens(op, "q", a.q, p.dtype, a.q), tokens(op, "k", a.k, p.dtype, a.q), tokens(op, "v", a.v, p.dtype, a.q),
+         a.rel_pos};
     const Tensor &q = a.q, &k = a.k, &v = a.v;
     std::optional<Tensor> &rel_pos = a.rel_pos;
     p.batch = q.size(0);
@@ -48,7 +49,7 @@ AttentionProblem attention_problem(const char *op, Arguments &a, const std::vect
         STD_TORCH_CHECK(p.keys == has_cls + volume(p.grid_k), op, ": grid_k (", p.grid_k.t, ", ", p.grid_k.h, ", ",
                         p.grid_k.w, ") has ", volume(p.grid_k), " tokens", has_cls ? " (+1 cls)" : "", ", but k has ",
                         p.keys, " tokens in dim 2");
-        rel_pos = tokens(op, "rel_pos", *rel_pos, p.dtype == DType::f64 ? DType::f64 : DType::f32);
+        rel_pos = rows(op, "rel_pos", *rel_pos, p.dtype == DType::f64 ? DType::f64 : DType::f32, q);
         const int64_t entries = p.grid_k.t + p.grid_k.h + p.grid_k.w;
         STD_TORCH_CHECK(rel_pos->size(0) == p.batch && rel_pos->size(1) == p.heads && rel_pos->size(2) == p.queries &&
                             rel_pos->size(3) == entries,
@@ -76,17 +77,16 @@ AttentionProblem attention_problem(const char *op, Arguments &a, const std::vect
 
 std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> rel_pos,
                                              std::vector<int64_t> grid_k, double scale, bool has_cls,
-                                             std::string residual) {
+                                             std::string residual, bool tf32) {
+    const char *const op = "pooling_attention";
     Arguments a = {q, k, v, rel_pos};
-    AttentionProblem p = attention_problem("pooling_attention", a, grid_k, scale, has_cls, residual);
+    AttentionProblem p = attention_problem(op, a, grid_k, scale, has_cls, residual, tf32);
     Tensor out = empty(q, {p.batch, p.queries, p.heads, p.head_dim}, q.scalar_type());
     Tensor lse = empty(q, {p.batch, p.heads, p.queries}, accumulator_type_of(p.dtype));
     p.out = out.mutable_data_ptr();
     p.lse = lse.mutable_data_ptr();
-    if (p.batch * p.heads * p.queries > 0) {
-        const cpu::Kernels &kernels = cpu::kernels();
-        run(q, p, kernels.pooling_attention_scratch, kernels.pooling_attention);
-    }
+    if (p.batch * p.heads * p.queries > 0)
+        run(op, a.q, p);
     return {out, lse};
 }
 
@@ -94,14 +94,14 @@ std::tuple<Tensor, Tensor> pooling_attention(Tensor q, Tensor k, Tensor v, std::
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 pooling_attention_backward(Tensor grad_out, std::optional<Tensor> grad_lse, Tensor q, Tensor k, Tensor v,
                            std::optional<Tensor> rel_pos, Tensor lse, std::vector<int64_t> grid_k, double scale,
-                           bool has_cls, std::string residual, std::vector<bool> needs) {
+                           bool has_cls, std::string residual, std::vector<bool> needs, bool tf32) {
     const char *const op = "pooling_attention_backward";
     Arguments a = {q, k, v, rel_pos};
     AttentionBackwardProblem p = {};
-    p.forward = attention_problem(op, a, grid_k, scale, has_cls, residual);
+    p.forward = attention_problem(op, a, grid_k, scale, has_cls, residual, tf32);
     STD_TORCH_CHECK(needs.size() == 4, op, ": needs has ", needs.size(), " entries, it must have 4");
     const int64_t batch = p.forward.batch, heads = p.forward.heads, queries = p.forward.queries;
-    grad_out = tokens(op, "grad_out", grad_out, p.forward.dtype);
+    grad_out = tokens(op, "grad_out", grad_out, p.forward.dtype, a.q);
     check_shape(op, "grad_out", grad_out, {batch, queries, heads, p.forward.head_dim});
     p.grad_out = grad_out.const_data_ptr();
     p.stride_b = grad_out.stride(0);
@@ -109,8 +109,9 @@ pooling_attention_backward(Tensor grad_out, std::optional<Tensor> grad_lse, Tens
     p.stride_h = grad_out.stride(2);
     const auto per_row = [&](const char *argument, Tensor &tensor) {
         check_shape(op, argument, tensor, {batch, heads, queries});
-        STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == accumulator_type_of(p.forward.dtype), op, ": ",
-                        argument, " must be on the CPU and have the dtype of the log-sum-exp, ",
+        check_device(op, argument, tensor, a.q);
+        STD_TORCH_CHECK(tensor.scalar_type() == accumulator_type_of(p.forward.dtype), op, ": ", argument,
+                        " must have the dtype of the log-sum-exp, ",
                         torch::headeronly::toString(accumulator_type_of(p.forward.dtype)));
         tensor = torch::stable::contiguous(tensor);
         return tensor.mutable_data_ptr();
@@ -127,17 +128,15 @@ pooling_attention_backward(Tensor grad_out, std::optional<Tensor> grad_lse, Tens
     Tensor q_grad = gradient(needs[0], q, p.q), k_grad = gradient(needs[1], k, p.k),
            v_grad = gradient(needs[2], v, p.v);
     Tensor rel_pos_grad = rel_pos ? gradient(needs[3], *rel_pos, p.rel_pos) : nothing(q);
-    if ((p.q || p.k || p.v || p.rel_pos) && batch * heads > 0) {
-        const cpu::Kernels &kernels = cpu::kernels();
-        run(q, p, kernels.pooling_attention_backward_scratch, kernels.pooling_attention_backward);
-    }
+    if ((p.q || p.k || p.v || p.rel_pos) && batch * heads > 0)
+        run(op, a.q, p);
     return {q_grad, k_grad, v_grad, rel_pos_grad};
 }
 
 } // namespace
 } // namespace mvit::bindings
 
-STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MVIT_OPS, MVIT_DISPATCH_KEY, m) {
     m.impl("pooling_attention", TORCH_BOX(&mvit::bindings::pooling_attention));
     m.impl("pooling_attention_backward", TORCH_BOX(&mvit::bindings::pooling_attention_backward));
 }

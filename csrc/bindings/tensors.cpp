@@ -40,14 +40,34 @@ ScalarType scalar_type_of(DType dtype) {
 
 ScalarType accumulator_type_of(DType dtype) { return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float; }
 
-Tensor tokens(const char *op, const char *argument, const Tensor &tensor, DType dtype) {
-    STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", argument, " is not on the CPU, as the kernel for it is");
+namespace {
+
+bool starts_aligned(const Tensor &tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % uintptr_t(access().bytes) == 0;
+}
+
+} // namespace
+
+Tensor rows(const char *op, const char *argument, const Tensor &tensor, DType dtype, const Tensor &like) {
+    check_device(op, argument, tensor, like);
     STD_TORCH_CHECK(tensor.dim() == 4, op, ": ", argument, " ", shape_of(tensor), " must have 4 dims (B, H, N, D)");
     STD_TORCH_CHECK(tensor.scalar_type() == scalar_type_of(dtype), op, ": ", argument, " has dtype ",
                     torch::headeronly::toString(tensor.scalar_type()), ", it must be ",
                     torch::headeronly::toString(scalar_type_of(dtype)));
     STD_TORCH_CHECK(tensor.size(3) >= 1, op, ": ", argument, " ", shape_of(tensor), " has head dim 0");
     return tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor tokens(const char *op, const char *argument, const Tensor &tensor, DType dtype, const Tensor &like) {
+    const Tensor found = rows(op, argument, tensor, dtype, like);
+    const int64_t unit = access().channels;
+    STD_TORCH_CHECK(found.size(3) % unit == 0, op, ": ", argument, " ", shape_of(found), " has head dim ",
+                    found.size(3), ", it must be a multiple of ", unit);
+    bool aligned = starts_aligned(found);
+    for (int64_t dim = 0; dim < 3; ++dim)
+        aligned = aligned && (found.size(dim) <= 1 || found.stride(dim) % unit == 0);
+    // New memory is aligned, and with a whole number of units per row so is each row of it.
+    return aligned ? found : torch::stable::clone(found);
 }
 
 void check_shape(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape) {
@@ -60,11 +80,13 @@ void check_shape(const char *op, const char *argument, const Tensor &tensor, con
     STD_TORCH_CHECK(fits, op, ": ", argument, " ", shape_of(tensor), " must be (", wanted, ")");
 }
 
-Tensor parameter(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape) {
+Tensor parameter(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape,
+                 const Tensor &like) {
     check_shape(op, argument, tensor, shape);
-    STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", argument, " is not on the CPU, as the tokens are");
+    check_device(op, argument, tensor, like);
     dtype_of(op, argument, tensor);
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    const Tensor found = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    return starts_aligned(found) ? found : torch::stable::clone(found);
 }
 
 Parameter as_parameter(const char *op, const char *argument, const Tensor &tensor) {
@@ -90,12 +112,5 @@ Tensor gradient_like(const Tensor &like) {
 }
 
 Tensor nothing(const Tensor &like) { return empty(like, {0}, like.scalar_type()); }
-
-cpu::ParallelFor parallel_for() {
-    const auto run = [](int64_t count, cpu::ParallelFor::Body body, const void *context) {
-        torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
-    };
-    return {run, int64_t(torch::stable::get_num_threads())};
-}
 
 } // namespace mvit::bindings

@@ -1,8 +1,8 @@
-// What the bindings of all ops share: reading tensors into problem structs, scratch memory and threads.
+// What the bindings of all ops share: reading tensors into problem structs, and allocation.
 #pragma once
 
+#include "bindings/device.h"
 #include "common/grid.h"
-#include "cpu/kernels.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -25,11 +25,16 @@ DType dtype_of(const char *op, const char *argument, const Tensor &tensor);
 ScalarType scalar_type_of(DType dtype);
 ScalarType accumulator_type_of(DType dtype);
 
-// A CPU tensor of four dims and the given dtype whose last stride is 1: itself, or a contiguous copy.
-Tensor tokens(const char *op, const char *argument, const Tensor &tensor, DType dtype);
+// A tensor of four dims and the given dtype, on the device of `like`, whose last stride is 1: itself, or a contiguous
+// copy.
+Tensor rows(const char *op, const char *argument, const Tensor &tensor, DType dtype, const Tensor &like);
 
-// A parameter of the given shape, contiguous. Its dtype may be any of the four.
-Tensor parameter(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape);
+// The same with a head dim as its last, laid out as the kernels read channels: itself, or a copy.
+Tensor tokens(const char *op, const char *argument, const Tensor &tensor, DType dtype, const Tensor &like);
+
+// A parameter of the given shape on the device of `like`, contiguous. Its dtype may be any of the four.
+Tensor parameter(const char *op, const char *argument, const Tensor &tensor, const std::vector<int64_t> &shape,
+                 const Tensor &like);
 Parameter as_parameter(const char *op, const char *argument, const Tensor &tensor);
 
 // Three sizes of at least `least`, from `first` on.
@@ -40,17 +45,5 @@ void check_shape(const char *op, const char *argument, const Tensor &tensor, con
 Tensor empty(const Tensor &like, const std::vector<int64_t> &shape, ScalarType dtype);
 Tensor gradient_like(const Tensor &like); // contiguous, uninitialised
 Tensor nothing(const Tensor &like);       // a tensor without elements
-
-// The threads of torch's pool.
-cpu::ParallelFor parallel_for();
-
-// Runs a kernel with the scratch memory it asks for, from torch's allocator.
-template <class Problem>
-void run(const Tensor &like, const Problem &problem, int64_t (*scratch_bytes)(const Problem &, int64_t),
-         void (*kernel)(const Problem &, void *, const cpu::ParallelFor &)) {
-    const cpu::ParallelFor parallel = parallel_for();
-    const Tensor scratch = empty(like, {scratch_bytes(problem, parallel.threads)}, ScalarType::Byte);
-    kernel(problem, scratch.mutable_data_ptr(), parallel);
-}
 
 } // namespace mvit::bindings

@@ -5,7 +5,7 @@
 #include "common/attention_backward_tiles.h"
 #include "common/pool_backward_tiles.h"
 #include "common/rel_pos_backward_tiles.h"
-#include "cuda/primitives/launch.h"
+#include "cuda/primitives/stream.h"
 
 namespace mvit::cuda {
 

@@ -20,6 +20,10 @@ class CompiledBackend(Backend):
     def ops(self) -> Any:
         return getattr(torch.ops, self.namespace)
 
+    def tf32(self, dtype: torch.dtype) -> bool:
+        """Whether the matrix products of an op may round their operands to TF32; asked for before the op runs."""
+        return False
+
     def reasons_here(self) -> Iterator[str]:
         if torch._C._are_functorch_transforms_active():
             yield "inside a torch.func transform: the compiled ops have no rules for vmap, jvp and nested grad"
@@ -94,7 +98,7 @@ class CompiledBackend(Backend):
         residual: str,
     ) -> tuple[Tensor, Tensor]:
         grid = (0, 0, 0) if grid_k is None else grid_k
-        return self.ops.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual)
+        return self.ops.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual, self.tf32(q.dtype))
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None, activation: str

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from ..problem import Problem
 from .base import Backend, UnsupportedError
 from .cpu import CpuBackend
+from .cuda import CudaBackend
 from .eager import EagerBackend
 from .triton import TritonBackend
 
 ENVIRONMENT_VARIABLE = "MVIT_KERNELS_BACKEND"
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), CpuBackend(), EagerBackend())}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (CudaBackend(), TritonBackend(), CpuBackend(), EagerBackend())
+}
 """In the order of automatic choice."""
 
 _FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT_VARIABLE) or None

@@ -37,6 +37,7 @@ def run(_: argparse.Namespace) -> int:
         ("cpu", f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"),
         ("gpu", machine["gpu"] or "none that torch sees"),
         ("library", _library.load_error() or str(_library.LIBRARY)),
+        ("CUDA library", _library.cuda_load_error() or str(_library.CUDA_LIBRARY)),
         ("SIMD level", f"{machine['simd'] or 'none'}; built in: {', '.join(_library.cpu_levels()) or 'none'}"),
         *((f"build {key}", _flat(value)) for key, value in _library.build_info().items()),
         *(

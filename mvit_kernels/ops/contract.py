@@ -22,20 +22,36 @@ LIBRARY = LIBRARIES["mvit_kernels"]
 """For what the compiled library alone has."""
 
 Tensors = Sequence["Tensor | None"]
+Registration = Callable[[str, torch.library.Library], None]
+
+_registrations: list[Registration] = []
+
+
+def _in_every_namespace(registration: Registration) -> None:
+    _registrations.append(registration)
+    for namespace, library in LIBRARIES.items():
+        registration(namespace, library)
+
+
+def add_namespace(namespace: str) -> None:
+    """Define every op in one more namespace, for a library whose kernels are to stand beside those of the others."""
+    library = LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
+    for registration in _registrations:
+        registration(namespace, library)
 
 
 def define(schema: str) -> None:
     """Define an op in every namespace."""
-    for library in LIBRARIES.values():
-        library.define(schema)
+    _in_every_namespace(lambda _, library: library.define(schema))
 
 
 def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate the function that gives `op` its shapes, in every namespace."""
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
-        for namespace, library in LIBRARIES.items():
-            torch.library.register_fake(f"{namespace}::{op}", fake, lib=library)
+        _in_every_namespace(
+            lambda namespace, library: torch.library.register_fake(f"{namespace}::{op}", fake, lib=library)
+        )
         return fake
 
     return register
@@ -43,13 +59,15 @@ def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def register_autograd(op: str, backward: Callable[..., Any], setup_context: Callable[[Any, Any, Any], None]) -> None:
     """Make `op` differentiable in every namespace; `backward` finds the ops of its own namespace in `ctx.ops`."""
-    for namespace, library in LIBRARIES.items():
 
-        def setup(ctx: Any, inputs: Any, output: Any, namespace: str = namespace) -> None:
+    def register(namespace: str, library: torch.library.Library) -> None:
+        def setup(ctx: Any, inputs: Any, output: Any) -> None:
             ctx.ops = getattr(torch.ops, namespace)
             setup_context(ctx, inputs, output)
 
         torch.library.register_autograd(f"{namespace}::{op}", backward, setup_context=setup, lib=library)
+
+    _in_every_namespace(register)
 
 
 def recomputed_gradients(

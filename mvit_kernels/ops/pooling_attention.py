@@ -25,13 +25,17 @@ from .pool3d_norm import grid3
 
 define(
     "pooling_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_pos, SymInt[] grid_k, float scale, bool has_cls, "
-    "str residual) -> (Tensor, Tensor)"
+    "str residual, bool tf32=False) -> (Tensor, Tensor)"
 )
 define(
     "pooling_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? rel_pos, "
-    "Tensor lse, SymInt[] grid_k, float scale, bool has_cls, str residual, bool[] needs) "
+    "Tensor lse, SymInt[] grid_k, float scale, bool has_cls, str residual, bool[] needs, bool tf32=False) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
+
+
+_NOT_TENSORS = (None,) * 5
+"""In place of gradients, for the arguments from grid_k on."""
 
 
 def pooling_attention(
@@ -101,7 +105,8 @@ def pooling_attention(
     checks.same_device(op, ("q", q), ("k", k), ("v", v), ("rel_pos", rel_pos))
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, rel_pos))
     problem = AttentionProblem(
-        q.device.type, q.dtype, batch, heads, dim, num_q, num_k, rel_pos is not None, has_cls, residual, needs_grad
+        *(q.device.type, q.dtype, batch, heads, dim, num_q, num_k, rel_pos is not None, has_cls, residual, needs_grad),
+        rel_pos_entries=0 if grid is None else sum(grid),
     )
     q, k, v = checks.unit_last_stride(q), checks.unit_last_stride(k), checks.unit_last_stride(v)
     out, _ = select(problem).pooling_attention(
@@ -120,6 +125,7 @@ def _fake(
     scale: float,
     has_cls: bool,
     residual: str,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, num_q, dim = q.shape
     out = q.new_empty(batch, num_q, heads, dim)
@@ -140,6 +146,7 @@ def _fake_backward(
     has_cls: bool,
     residual: str,
     needs: Sequence[bool],
+    tf32: bool = False,
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v and rel_pos, contiguous; without elements where not needed."""
     return tuple(
@@ -149,24 +156,25 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, rel_pos, grid_k, scale, has_cls, residual = inputs
+    q, k, v, rel_pos, grid_k, scale, has_cls, residual, tf32 = inputs
     ctx.save_for_backward(q, k, v, rel_pos, output[1])
     ctx.set_materialize_grads(False)
     ctx.grid_k, ctx.scale, ctx.has_cls, ctx.residual = grid3(grid_k), scale, has_cls, residual
+    ctx.tf32 = tf32
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, lse = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(ctx, inputs, grad_out, grad_lse), None, None, None, None
+        return *_differentiable_gradients(ctx, inputs, grad_out, grad_lse), *_NOT_TENSORS
     q, k, v, rel_pos = inputs
     if grad_out is None:
         grad_out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
     needs = ctx.needs_input_grad[:4]
     gradients = ctx.ops.pooling_attention_backward(
-        grad_out, grad_lse, q, k, v, rel_pos, lse, ctx.grid_k, ctx.scale, ctx.has_cls, ctx.residual, needs
+        grad_out, grad_lse, q, k, v, rel_pos, lse, ctx.grid_k, ctx.scale, ctx.has_cls, ctx.residual, needs, ctx.tf32
     )
-    return *present(gradients, needs), None, None, None, None
+    return *present(gradients, needs), *_NOT_TENSORS
 
 
 def _differentiable_gradients(

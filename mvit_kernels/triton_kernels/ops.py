@@ -100,13 +100,13 @@ def _qkv_pool3d_norm_backward(
 def _pooling_attention(*args: Any) -> tuple[Tensor, Tensor]:
     from . import run_attention
 
-    return run_attention.forward(*args)
+    return run_attention.forward(*args[:8])  # not tf32: a launch asks PyTorch itself
 
 
 def _pooling_attention_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from . import run_attention
 
-    return run_attention.backward(*args)
+    return run_attention.backward(*args[:12])
 
 
 def _decomposed_rel_pos(*args: Any) -> Tensor:

@@ -70,7 +70,7 @@ def test_explain_names_every_backend_with_its_reasons(picky) -> None:
 
 def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
     with (
-        pytest.raises(ValueError, match="backend 'cudnn' is not known: one of triton, cpu, eager"),
+        pytest.raises(ValueError, match="backend 'cudnn' is not known: one of cuda, triton, cpu, eager"),
         use_backend("cudnn"),
     ):
         pass

@@ -2,15 +2,13 @@
 #pragma once
 
 #include "cuda/primitives/platform.h"
+#include "cuda/primitives/stream.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime_api.h>
 #endif
 
 namespace mvit::cuda {
-
-// cudaStream_t; under the emulation, where a launch runs at once, the address of the seed.
-using Stream = const void *;
 
 constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
 

@@ -1,6 +1,6 @@
 // mvit_kernels::linear and layer_norm on the CPU.
 #include "common/linear.h"
-#include "bindings/tensors.h"
+#include "bindings/cpu/run.h"
 
 namespace mvit::bindings {
 namespace {
@@ -11,7 +11,7 @@ bool widens(DType narrow, DType wide) {
 
 // (..., C) as rows of equal distance: itself, or a contiguous copy.
 Tensor rows_of(const char *op, const char *argument, const Tensor &tensor, int64_t channels) {
-    STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", argument, " is not on the CPU, as the kernel for it is");
+    check_device(op, argument, tensor, tensor);
     STD_TORCH_CHECK(tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) == channels, op, ": ", argument, " ",
                     shape_of(tensor), " must be (..., ", channels, ")");
     const int64_t last = tensor.dim() - 1;
@@ -51,7 +51,7 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
     LinearProblem p = {};
     p.dtype = dtype_of(op, "x", x);
     STD_TORCH_CHECK(weight.dim() == 2, op, ": weight ", shape_of(weight), " must have 2 dims (out, in)");
-    STD_TORCH_CHECK(weight.is_cpu(), op, ": weight is not on the CPU, as x is");
+    check_device(op, "weight", weight, x);
     p.out = weight.size(0);
     p.in = weight.size(1);
     STD_TORCH_CHECK(p.in >= 1, op, ": weight ", shape_of(weight), " has no inputs");
@@ -73,7 +73,7 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
         p.weight_stride_in = 1;
     }
     if (bias) {
-        bias = parameter(op, "bias", *bias, {p.out});
+        bias = parameter(op, "bias", *bias, {p.out}, x);
         p.bias = as_parameter(op, "bias", *bias);
     }
     p.activation = activation_of(op, activation);
@@ -94,7 +94,7 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
     p.y = y.mutable_data_ptr();
     if (p.rows > 0 && p.out > 0) {
         const cpu::Kernels &kernels = cpu::kernels();
-        run(x, p, kernels.linear_scratch, kernels.linear);
+        run_kernel(x, p, kernels.linear_scratch, kernels.linear);
     }
     return y;
 }
@@ -110,11 +110,11 @@ Tensor layer_norm(Tensor x, std::optional<Tensor> weight, std::optional<Tensor> 
     p.x = x.const_data_ptr();
     p.x_stride = row_stride(x, p.channels);
     if (weight) {
-        weight = parameter(op, "weight", *weight, {p.channels});
+        weight = parameter(op, "weight", *weight, {p.channels}, x);
         p.weight = as_parameter(op, "weight", *weight);
     }
     if (bias) {
-        bias = parameter(op, "bias", *bias, {p.channels});
+        bias = parameter(op, "bias", *bias, {p.channels}, x);
         p.bias = as_parameter(op, "bias", *bias);
     }
     p.eps = eps;
@@ -126,7 +126,7 @@ Tensor layer_norm(Tensor x, std::optional<Tensor> weight, std::optional<Tensor> 
     p.y = y.mutable_data_ptr();
     if (p.rows > 0) {
         const cpu::Kernels &kernels = cpu::kernels();
-        run(x, p, kernels.layer_norm_scratch, kernels.layer_norm);
+        run_kernel(x, p, kernels.layer_norm_scratch, kernels.layer_norm);
     }
     return y;
 }
@@ -134,7 +134,7 @@ Tensor layer_norm(Tensor x, std::optional<Tensor> weight, std::optional<Tensor> 
 } // namespace
 } // namespace mvit::bindings
 
-STABLE_TORCH_LIBRARY_IMPL(mvit_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MVIT_OPS, MVIT_DISPATCH_KEY, m) {
     m.impl("linear", TORCH_BOX(&mvit::bindings::linear));
     m.impl("layer_norm", TORCH_BOX(&mvit::bindings::layer_norm));
 }

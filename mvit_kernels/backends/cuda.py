@@ -1,0 +1,118 @@
+"""CUDA C++ kernels on NVIDIA GPUs (csrc/cuda), compiled ahead of time for the architectures in the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .. import _library, reference
+from ..problem import AttentionProblem, LayerNormProblem, LinearProblem, PoolProblem, Problem, QkvPoolProblem
+from .compiled import CompiledBackend
+
+LEAST_CAPABILITY = (8, 0)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 128
+"""Of attention, and of pooling with a norm."""
+WITHOUT_BACKWARD = ("pooling_attention",)
+"""Ops whose gradients have no kernel here yet."""
+
+
+# What fits in the shared memory of every GPU, as csrc/common/limits.h has it.
+def max_taps(mode: str) -> int:
+    """Taps of a pooling's window."""
+    return 176 if mode == "conv" else 65536
+
+
+def max_row(dtype: torch.dtype, head_dim: int) -> int:
+    """Entries of a row of relative position."""
+    return 190 if dtype != torch.float32 else 150 if head_dim <= 96 else 95
+
+
+def unsupported_architecture(capability: tuple[int, int], architectures: tuple[str, ...]) -> str | None:
+    """Why code for `architectures` ("80", "90a", PTX as "120+PTX") does not run on a GPU; None if it does.
+
+    Code for sm_86 runs on its own major version from minor 6 on, one for sm_90a on sm_90 alone; PTX is compiled by the
+    driver for that and any newer GPU.
+    """
+    major, minor = capability
+    if capability < LEAST_CAPABILITY:
+        return f"this GPU is sm_{major}{minor}: sm_80 or newer"
+    for architecture in architectures:
+        number = architecture.removesuffix("+PTX")
+        of = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
+        if number.endswith("a"):
+            runs = of == capability
+        elif architecture.endswith("+PTX"):
+            runs = of <= capability
+        else:
+            runs = of[0] == major and of[1] <= minor
+        if runs:
+            return None
+    built = ", ".join(f"sm_{name}" for name in architectures)
+    return f"the CUDA library was built for {built or 'no architecture'}; this GPU is sm_{major}{minor}"
+
+
+class CudaBackend(CompiledBackend):
+    name = "cuda"
+    device = "cuda"
+
+    def unavailable(self) -> str | None:
+        missing = _library.cuda_load_error()
+        if missing is not None:
+            return missing
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA GPU on this machine"
+        return unsupported_architecture(torch.cuda.get_device_capability(), _library.cuda_architectures())
+
+    def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
+        missing = self.unavailable()
+        if missing is not None:
+            yield missing
+        if problem.device != self.device:
+            yield f"device {problem.device}: {self.device}"
+        if isinstance(problem, (LinearProblem, LayerNormProblem)):
+            return
+        if problem.dtype not in DTYPES:
+            yield f"dtype {problem.dtype}: float32, bfloat16 or float16"
+        if problem.head_dim % 8:
+            yield f"head dim {problem.head_dim}: a multiple of 8"
+        for branch in _branches(problem):
+            if branch.norm and branch.head_dim > MAX_HEAD_DIM:
+                yield f"head dim {branch.head_dim} with a norm: at most {MAX_HEAD_DIM}"
+            kt, kh, kw = branch.pool.kernel
+            most = max_taps(branch.pool.mode)
+            if kt * kh * kw > most:
+                yield f"{branch.pool.mode} kernel of {kt * kh * kw} taps: at most {most}"
+        if isinstance(problem, AttentionProblem):
+            if problem.head_dim > MAX_HEAD_DIM:
+                yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
+            most = max_row(problem.dtype, problem.head_dim)
+            if problem.rel_pos_entries > most:
+                yield f"rel-pos rows of {problem.rel_pos_entries} entries: at most {most}"
+        if problem.needs_grad and problem.op in WITHOUT_BACKWARD:
+            yield f"{problem.op}: there is no CUDA kernel for its gradients yet"
+
+    # cuBLAS is the right kernel for these; a process that asks for this backend gets it.
+    linear = staticmethod(reference.linear)
+    layer_norm = staticmethod(reference.layer_norm)
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        if isinstance(problem, (LinearProblem, LayerNormProblem)):
+            yield "PyTorch's own kernel"
+
+    def variant(self) -> str | None:
+        if self.unavailable() is not None:
+            return None
+        major, minor = torch.cuda.get_device_capability()
+        return f"sm_{major}{minor}"
+
+    def tf32(self, dtype: torch.dtype) -> bool:
+        # A field that torch.compile guards: a graph is compiled again when it changes.
+        return dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+def _branches(problem: Problem) -> tuple[PoolProblem, ...]:
+    if isinstance(problem, QkvPoolProblem):
+        return problem.branches
+    return (problem,) if isinstance(problem, PoolProblem) else ()
