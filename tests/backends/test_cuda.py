@@ -1,0 +1,113 @@
+"""Why the CUDA backend does not run a problem: every reason, by fakes of what this machine lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvit_kernels import _library, backends
+from mvit_kernels.backends.cuda import CudaBackend, max_row, max_taps, unsupported_architecture
+from mvit_kernels.problem import AttentionProblem, LinearProblem, Pool, PoolProblem, Problem, QkvPoolProblem
+
+ATTENTION = AttentionProblem("cuda", torch.float16, 1, 2, 96, 5, 5, True, False, "none", False, rel_pos_entries=30)
+POOL = PoolProblem("cuda", torch.float32, 1, 2, 96, (2, 4, 4), True, Pool("conv", *[(3, 3, 3)] * 3), True, False)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that has loaded and an sm_90 GPU."""
+    monkeypatch.setattr(_library, "cuda_load_error", lambda: None)
+    monkeypatch.setattr(_library, "cuda_architectures", lambda: ("80", "90", "90+PTX"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+
+def reasons(problem: Problem) -> list[str]:
+    return CudaBackend().reasons(problem)
+
+
+@pytest.mark.parametrize("problem", [ATTENTION, POOL, QkvPoolProblem((POOL, POOL))], ids=lambda problem: problem.op)
+def test_nothing_speaks_against_a_problem_it_has_kernels_for(gpu, problem: Problem) -> None:
+    assert reasons(problem) == []
+    assert backends.select(problem).name == "cuda"
+    assert backends.label("cuda") == "cuda (sm_90)"
+
+
+def test_a_library_that_does_not_load_is_a_reason_in_the_loaders_words(gpu, monkeypatch) -> None:
+    words = "the CUDA library could not be loaded: libcudart.so.13: cannot open shared object file"
+    monkeypatch.setattr(_library, "cuda_load_error", lambda: words)
+    assert reasons(ATTENTION) == [words]
+    assert words in backends.explain(ATTENTION)
+
+
+def test_no_gpu_is_a_reason(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reasons(ATTENTION) == ["torch sees no CUDA GPU on this machine"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "reason"),
+    [
+        ((7, 5), ("80",), "this GPU is sm_75: sm_80 or newer"),
+        ((8, 0), ("80", "90"), None),
+        ((8, 9), ("80",), None),
+        ((8, 0), ("86", "90"), "the CUDA library was built for sm_86, sm_90; this GPU is sm_80"),
+        ((9, 0), ("80", "86"), "the CUDA library was built for sm_80, sm_86; this GPU is sm_90"),
+        ((9, 0), ("80", "86+PTX"), None),
+        ((8, 0), ("86+PTX",), "the CUDA library was built for sm_86+PTX; this GPU is sm_80"),
+        ((9, 0), ("90a",), None),
+        ((10, 0), ("90a", "90a+PTX"), "the CUDA library was built for sm_90a, sm_90a+PTX; this GPU is sm_100"),
+        ((10, 3), ("100f",), None),
+        ((12, 1), ("100", "120"), None),
+        ((12, 0), (), "the CUDA library was built for no architecture; this GPU is sm_120"),
+    ],
+)
+def test_an_architecture_without_code_is_a_reason(capability, architectures, reason: str | None) -> None:
+    assert unsupported_architecture(capability, architectures) == reason
+
+
+@pytest.mark.parametrize(
+    ("problem", "changed", "reason"),
+    [
+        (ATTENTION, {"device": "cpu"}, "device cpu: cuda"),
+        (ATTENTION, {"dtype": torch.float64}, "dtype torch.float64: float32, bfloat16 or float16"),
+        (ATTENTION, {"head_dim": 20}, "head dim 20: a multiple of 8"),
+        (ATTENTION, {"head_dim": 136}, "head dim 136: at most 128"),
+        (ATTENTION, {"rel_pos_entries": 191}, "rel-pos rows of 191 entries: at most 190"),
+        (ATTENTION, {"rel_pos_entries": 151, "dtype": torch.float32}, "rel-pos rows of 151 entries: at most 150"),
+        (POOL, {"head_dim": 136}, "head dim 136 with a norm: at most 128"),
+        (POOL, {"pool": Pool("conv", (1, 1, 177), (1, 1, 1), (0, 0, 88))}, "conv kernel of 177 taps: at most 176"),
+    ],
+)
+def test_what_there_is_no_kernel_for_is_a_reason(gpu, problem: Problem, changed: dict, reason: str) -> None:
+    assert reasons(dataclasses.replace(problem, **changed)) == [reason]
+
+
+def test_a_branch_of_three_is_looked_at_too(gpu) -> None:
+    wide = dataclasses.replace(POOL, pool=Pool("conv", (1, 1, 177), (1, 1, 1), (0, 0, 88)))
+    assert reasons(QkvPoolProblem((POOL, wide))) == ["conv kernel of 177 taps: at most 176"]
+
+
+def test_pooling_without_a_norm_takes_any_number_of_channels(gpu) -> None:
+    assert reasons(dataclasses.replace(POOL, norm=False, head_dim=768)) == []
+
+
+def test_projections_run_on_pytorchs_own_kernels_and_say_so(gpu) -> None:
+    problem = LinearProblem("cuda", torch.float16, 8, 96, 288, True, False, "none", True)
+    assert reasons(problem) == []
+    assert "PyTorch's own kernel" in backends.explain(problem)
+
+
+def test_limits_are_those_of_the_kernels() -> None:
+    header = (Path(__file__).parents[2] / "csrc" / "common" / "limits.h").read_text()
+    conv, rest = map(int, re.search(r"PoolMode::conv \? (\d+) : (\d+);", header).groups())
+    assert (max_taps("conv"), max_taps("avg"), max_taps("max")) == (conv, rest, rest)
+    half, dim, narrow, wide = map(
+        int, re.search(r"f32 \? (\d+) : head_dim <= (\d+) \? (\d+) : (\d+);", header).groups()
+    )
+    assert max_row(torch.float16, 128) == half
+    assert (max_row(torch.float32, dim), max_row(torch.float32, dim + 1)) == (narrow, wide)
