@@ -1,7 +1,7 @@
 // Attention, as functions of pointers, sizes and strides: what the bindings do, without torch.
 #include "cuda/launchers.h"
-#include "emulation/block.h"
 #include "emulation/arguments.h"
+#include "emulation/block.h"
 #include "emulation/module.h"
 
 namespace mvit::emulation {
