@@ -21,14 +21,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "triton-report",
         help="registers, spills, shared memory and instructions of the Triton kernels, compiled for any GPU",
         description="Compile the Triton kernels that published models need and print what the compiler says. "
-        "Needs no GPU; the whole matrix takes an hour of one core, so choose.",
+        "Needs no GPU.",
     )
     parser.add_argument("--arch", choices=ARCHES, nargs="+", default=list(ARCHES), help="default: all")
     parser.add_argument(
         "--model", choices=list_models(), nargs="+", default=list(matrix.MODELS), metavar="NAME", help="default: all"
     )
     parser.add_argument(
-        "--dtype", choices=tuple(DTYPES)[:3], nargs="+", default=["float16", "bfloat16"], help="default: both halves"
+        "--dtype", choices=tuple(DTYPES)[:3], nargs="+", help="default: float16 and bfloat16, with --all float32 too"
     )
     parser.add_argument("--op", choices=matrix.OPS, nargs="+", default=list(matrix.OPS), help="default: all")
     parser.add_argument("--block", type=int, metavar="N", help="one block of the model alone")
@@ -38,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every kernel that any published model needs, in three dtypes, in short; status 1 if one spills or misses "
-        "what it must have. Some 2300 kernels, half an hour of one core",
+        help="every kernel that any published model needs, in short; status 1 where one spills or lacks what it must "
+        "have. Some 2300 kernels, an hour of one core",
     )
     parser.add_argument("--jobs", type=at_least(1), default=os.cpu_count(), metavar="N", help="with --all: processes")
     parser.set_defaults(run=run)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("triton-report: TRITON_INTERPRET=1 is set, the interpreter compiles nothing: unset it")
     if args.all:
         return _all(args)
-    dtypes = [DTYPES[name] for name in args.dtype]
+    dtypes = [DTYPES[name] for name in args.dtype or ("float16", "bfloat16")]
     if args.block is None:
         chosen = matrix.cases(args.model, dtypes)
     else:
@@ -78,7 +78,7 @@ def _all(args: argparse.Namespace) -> int:
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         parts = {
             pool.submit(matrix.summarise, arch, DTYPES[dtype], list_models()): (arch, dtype)
-            for dtype in tuple(DTYPES)[:3]
+            for dtype in args.dtype or tuple(DTYPES)[:3]
             for arch in args.arch
         }
         for done in as_completed(parts):

@@ -14,9 +14,7 @@ FIELDS = ("family", "kernel", "dtype", "head_dim", "keys", "block_m", "block_n",
 
 ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     # float32 products run on the ordinary units: small tiles, or the operands do not fit the registers.
-    ("any", "forward", "float32", 128, 0, 32, 32, 4, 1),
-    ("gfx9", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
-    ("any", "grad_q", "float32", 96, 0, 64, 16, 8, 1),
+    ("any", "forward", "float32", 128, 0, 32, 16, 4, 1),
     ("any", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
     ("sm120", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("any", "grad_kv", "float32", 128, 0, 32, 32, 4, 1),
@@ -25,7 +23,7 @@ ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     ("sm90", "forward", "half", 96, 0, 128, 64, 8, 2),
     ("sm90", "forward", "half", 128, 0, 64, 32, 4, 2),
     ("sm90", "grad_q", "half", 128, 0, 64, 16, 4, 2),
-    ("sm90", "grad_kv", "half", 96, 0, 32, 64, 4, 2),
+    ("sm90", "grad_kv", "half", 96, 0, 32, 64, 8, 2),
     ("sm100", "forward", "half", 96, 64, 64, 32, 4, 2),
     ("sm100", "forward", "half", 96, 0, 128, 64, 8, 2),
     ("sm100", "forward", "half", 128, 0, 64, 32, 4, 2),

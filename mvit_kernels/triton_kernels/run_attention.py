@@ -78,6 +78,7 @@ def forward(
         *(choice.block_m, choice.block_n, key_tail(num_k, choice.block_n), precision(q.dtype)),
         warps=choice.warps,
         stages=choice.stages,
+        registers=255,
     )
     return out, lse
 
@@ -134,6 +135,7 @@ def backward(
             *(choice.block_m, choice.block_n, one_tail(num_k, choice.block_n), precision(q.dtype)),
             warps=choice.warps,
             stages=choice.stages,
+            registers=255,
         )
     grad_k, grad_v = nothing, nothing
     if needs_k or needs_v:
@@ -161,6 +163,7 @@ def backward(
             *(choice.block_m, choice.block_n, one_tail(num_k, choice.block_n) or choice.block_n, precision(q.dtype)),
             warps=choice.warps,
             stages=choice.stages,
+            registers=255,
         )
         grad_k, grad_v = (x if x is nothing else x[0] if parts == 1 else x.sum(0).to(q.dtype) for x in (grad_k, grad_v))
     return grad_q, grad_k, grad_v, grad_rows

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..models.shapes import LayerShape
 from ..problem import Pool, tokens, touched_grid
+from .blocks import MIN_DOT, ceil_div
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,61 @@ def pool_loads(pool: Pool, layer: LayerShape) -> float:
     """Times the pooling kernel loads a touched token, all but the first from L1 or L2: taps * outputs / touched."""
     taps = pool.kernel[0] * pool.kernel[1] * pool.kernel[2]
     return taps * tokens(pool.out_grid(layer.grid)) / tokens(touched_grid(pool, layer.grid).thw)
+
+
+def pool_window(layer: LayerShape, element: int) -> int:
+    """Bytes between the first and the last read of a token, by the order of the programs of the pooling kernel.
+
+    A head's tiles follow one another through its frames, so a token is met again kernel[0] - 1 frames later at most: of
+    the input as many frames, and of the output as many. While a cache holds that, a token comes from memory once.
+    """
+    head = layer.head_dim * element
+    pools = [pool for pool in (layer.pool_q, layer.pool_kv) if pool is not None]
+    return max(
+        pool.kernel[0] * (layer.grid[1] * layer.grid[2] + tokens((1, *pool.out_grid(layer.grid)[1:]))) * head
+        for pool in pools
+    )
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Making the rel-pos rows in the attention kernel instead of by a launch of their own; per query, forward."""
+
+    flop: int
+    """Added: one product per coordinate that a query tile meets, with its table padded to 16 rows."""
+    saved: int
+    """Bytes not moved: the row written and read, q read again."""
+    attention: int
+    """FLOP of the query's attention, for comparison."""
+
+
+def fused_rel_pos(layer: LayerShape, element: int, block_m: int) -> Fusion:
+    """What :class:`Fusion` says, for query tiles of `block_m`.
+
+    Queries of one tile need tables of different rows. A tensor core multiplies a whole tile with one table, so each
+    coordinate that occurs in the tile costs a product of which only the queries at that coordinate keep their part.
+    """
+    num_t, num_h, num_w = layer.grid_q
+    queries = num_t * num_h * num_w
+    products = 0
+    for start in range(0, queries, block_m):
+        tile = range(start, min(start + block_m, queries))
+        met = (
+            {i // (num_h * num_w) for i in tile},
+            {i // num_w % num_h for i in tile},
+            {i % num_w for i in tile},
+        )
+        products += sum(
+            len(coordinates) * ceil_div(keys, MIN_DOT) * MIN_DOT
+            for coordinates, keys, rows in zip(met, layer.grid_kv, layer.table_rows, strict=True)
+            if rows
+        )
+    entries, dim = sum(layer.grid_kv), layer.head_dim
+    return Fusion(
+        flop=2 * dim * products * block_m // queries - 2 * dim * entries,
+        saved=2 * 4 * entries + dim * element,
+        attention=2 * layer.num_kv * (2 * dim + entries),
+    )
 
 
 HEADER = ("block", "N", "Nq", "Nk", "op", "must", "does", "eager", "SDPA + mask", "FlexAttention")

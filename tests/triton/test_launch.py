@@ -51,6 +51,27 @@ def test_published_key_counts(keys: int, padded: int) -> None:
     assert blocks.padded_keys(keys, 64) == padded
 
 
+@pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "sm120", "gfx9"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("keys", [49, 196, 197, 393, 785, 1569, 2001, 3137, 8001])
+def test_every_kernel_pads_published_key_counts_to_the_next_multiple_of_16(arch, dtype, keys: int, table: Path) -> None:
+    needed = -(-keys // 16) * 16
+    for head_dim in (64, 72, 96):
+        block = {k: launch.matrix_kernel(k, arch, dtype, head_dim, keys).block_n for k in tuning.KERNELS}
+        assert blocks.padded_keys(keys, block["forward"]) == needed
+        for kernel in ("grad_q", "grad_kv"):
+            padded = keys // block[kernel] * block[kernel] + blocks.one_tail(keys, block[kernel])
+            # One tail tile is a power of two wide: 33 keys behind the last tile of 64 take 64.
+            assert padded == needed or (kernel == "grad_kv" and keys % 64 > 32 and padded <= keys * 1.35), kernel
+
+
+@given(n=st.integers(0, 2**31 - 1), d=st.integers(1, 2**31 - 1))
+def test_division_by_a_product_is_exact(n: int, d: int) -> None:
+    magic, shift = blocks.divisor(d)
+    assert -(2**31) <= magic < 2**31 and 0 <= shift < 32
+    assert 2 * n * (magic + 2**32) >> (32 + shift) == n // d
+
+
 def test_padding_of_tensor_core_work_at_393_keys_and_head_dim_96_is_at_most_a_tenth() -> None:
     choice = launch.matrix_kernel("forward", "sm90", torch.float16, 96, 393)
     grid = (8, 7, 7)

@@ -5,16 +5,48 @@ from __future__ import annotations
 import pytest
 
 from mvit_kernels.cli import main
-from mvit_kernels.models import layer_shapes
+from mvit_kernels.models import layer_shapes, list_models
 from mvit_kernels.triton_kernels import matrix, traffic
 
 
-@pytest.mark.parametrize("model", matrix.MODELS)
+@pytest.mark.parametrize("model", list_models())
 def test_pooling_moves_at_most_15_percent_more_than_it_must(model: str) -> None:
     for layer in layer_shapes(model):
         if layer.pool_kv is not None:
             found = traffic.pooling(layer, 2)
             assert found.must <= found.does <= 1.15 * found.must < found.eager, layer
+
+
+SMALLEST_L2 = 6 << 20
+"""A GeForce RTX 3090. An A100 has 40 MiB, a die of an MI300X 4 with 256 behind them."""
+
+H100_FLOP_PER_BYTE = 989e12 / 3.35e12
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_a_token_is_pooled_again_while_the_smallest_cache_still_holds_it(model: str) -> None:
+    for layer in layer_shapes(model):
+        if layer.pool_kv is not None:
+            assert traffic.pool_window(layer, 2) <= SMALLEST_L2, layer
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_rel_pos_rows_made_in_the_attention_kernel_would_save_a_few_percent_at_best(model: str) -> None:
+    # At half of the tensor cores' peak, which is more than attention kernels of this size reach.
+    for layer in matrix.distinct(layer_shapes(model)):
+        if any(layer.table_rows):
+            found = traffic.fused_rel_pos(layer, 2, 128)
+            gain = found.saved * H100_FLOP_PER_BYTE / 2 - found.flop
+            assert gain <= 0.04 * found.attention, layer
+
+
+def test_the_cost_of_fusing_counts_each_coordinate_of_a_tile_once() -> None:
+    layer = next(layer for layer in layer_shapes("mvit_v2_s_16x4") if layer.grid_q == (8, 7, 7))
+    # Tiles of 49 queries: one t, seven h and seven w each, tables of 8, 14 and 14 rows padded to 16.
+    found = traffic.fused_rel_pos(layer, 2, 49)
+    entries = sum(layer.grid_kv)
+    assert found.flop == 2 * 96 * (1 + 7 + 7) * 16 - 2 * 96 * entries
+    assert found.saved == 8 * entries + 192
 
 
 @pytest.mark.parametrize("model", matrix.MODELS)
