@@ -41,6 +41,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: Tensor | None, gri
 
 def flex(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: Tensor | None, grid_k: Grid, cls: int) -> Tensor:
     """FlexAttention, compiled, the relative position as its score_mod: three entries of a row per score."""
+    if not torch.is_grad_enabled():  # or it refuses leaves on a CPU, where it has no backward
+        q, k, v = q.detach(), k.detach(), v.detach()
+        rows = None if rows is None else rows.detach()
     if rows is None:
         return _compiled_flex()(q, k, v, scale=scale)
     _, height, width = grid_k

@@ -63,6 +63,7 @@ class Measurer:
         self._case: Case | None = None
         self._subject: Subject | None = None
         self._expected: dict[bool, tuple[list, list]] = {}
+        self._computations: dict[str, Computation] = {}
 
     def rows(self, case: Case, peers: Sequence[str]) -> list[Row]:
         """A row per implementation in `peers`, in their order; eager is measured in any case, for the ratios."""
@@ -71,38 +72,43 @@ class Measurer:
         if needed > 0.9 * free:
             reason = f"needs about {needed / 2**30:.1f} GiB with its float64 check, {free / 2**30:.1f} GiB are free"
             return [self._row(case, peer, "too large", reason) for peer in wanted]
-        failed: dict[str, Row] = {}
-        while True:
-            try:
-                found = self._measure(case, [peer for peer in wanted if peer not in failed])
-                break
-            except Failure as failure:
-                failed[failure.peer] = self._row(case, failure.peer, failure.status, failure.reason)
-                if failure.peer == "eager":
-                    reason = f"eager, which it is compared with: {failure.reason}"
-                    others = [peer for peer in wanted if peer not in failed]
-                    failed |= {peer: self._row(case, peer, failure.status, reason) for peer in others}
-                    found = []
-                    break
-        by_peer = {row.peer: row for row in found} | failed
-        return [by_peer[peer] for peer in wanted]
+        failed: dict[str, Failure] = {}
+        try:
+            found = {row.peer: row for row in self._measure(case, wanted, failed)}
+        except Failure as failure:  # of eager, on which all the others rest
+            reason = f"eager, which it is compared with: {failure.reason}"
+            failed |= {peer: Failure(peer, failure.status, reason) for peer in wanted if peer not in failed}
+            failed["eager"], found = failure, {}
+        return [
+            found[peer] if peer in found else self._row(case, peer, failed[peer].status, failed[peer].reason)
+            for peer in wanted
+        ]
 
-    def _measure(self, case: Case, peers: list[str]) -> list[Row]:
+    def _measure(self, case: Case, peers: list[str], failed: dict[str, Failure]) -> list[Row]:
+        """Rows of those that can be measured; why the others can't goes into `failed`. Raises eager's failure."""
         self.mark("eager", "building")
         subject = self._subject_of(case)
         before_threads = torch.get_num_threads()
         torch.set_num_threads(1 if self.settings.cpu_time else subject.threads or before_threads)
         try:
-            calls, errors = self._checked(case, subject, peers)
-            timings = self._time(case, calls)
-            return [self._finished(case, subject, peer, calls, timings, errors[peer]) for peer in calls]
+            calls: dict[str, Timed] = {}
+            errors: dict[str, float] = {}
+            for peer in peers:
+                with _noted(failed):
+                    calls[peer], errors[peer] = self._checked(case, subject, peer)
+            timings = self._time(case, calls, failed)
+            rows = []
+            for peer in calls:
+                with _noted(failed):
+                    rows.append(self._finished(case, subject, peer, calls, timings, errors[peer]))
+            return rows
         finally:
             torch.set_num_threads(before_threads)
 
     def _subject_of(self, case: Case) -> Subject:
         if self._case is None or self._case.subject != case.subject:
             self._subject = self._case = None  # its memory first
-            self._expected = {}
+            self._expected, self._computations = {}, {}
             gc.collect()
             with _failures("eager"):
                 self._subject = self.build(case, self.settings.batch, self.device)
@@ -110,39 +116,51 @@ class Measurer:
         assert self._subject is not None
         return self._subject
 
-    def _checked(self, case: Case, subject: Subject, peers: list[str]) -> tuple[dict[str, Timed], dict[str, float]]:
-        """The calls of the implementations that give right results, and how large their errors are."""
-        calls: dict[str, Timed] = {}
-        errors: dict[str, float] = {}
+    def _checked(self, case: Case, subject: Subject, peer: str) -> tuple[Timed, float]:
+        """The calls of an implementation that gives right results, and how large its error is."""
         gradients = case.mode != "forward"
-        for peer in peers:
-            self.mark(peer, "building")
-            if gradients and peer in subject.forward_only:
-                raise Failure(peer, "unavailable", "has no gradients")
+        if gradients and peer in subject.forward_only:
+            raise Failure(peer, "unavailable", "has no gradients")
+        self.mark(peer, "building")
+        computation = self._computation(subject, peer)
+        self.mark(peer, "checking")
+        eager, exact = self._expected_of(subject, gradients)
+        with _failures(peer):
+            found = eager if peer == "eager" else computation.results(gradients)
+            ours = peer.partition("-")[0] in (*KERNELS, "reference")
+            error, problem = check(found, eager, exact, ours=ours, foreign=peer in subject.foreign)
+        if problem is not None:
+            raise Failure(peer, "wrong", problem)
+        return timed(case.mode, computation, subject.step), error
+
+    def _computation(self, subject: Subject, peer: str) -> Computation:
+        """Built once for all modes of a subject: it may take minutes."""
+        if peer not in self._computations:
             with _failures(peer):
-                computation = subject.computation(peer)
-            self.mark(peer, "checking")
-            eager, exact = self._expected_of(subject, gradients)
-            with _failures(peer):
-                found = eager if peer == "eager" else computation.results(gradients)
-                foreign = peer in subject.foreign
-                ours = peer.partition("-")[0] in (*KERNELS, "reference")
-                errors[peer], problem = check(peer, found, eager, exact, ours=ours, foreign=foreign)
-            if problem is not None:
-                raise Failure(peer, "wrong", problem)
-            calls[peer] = timed(case.mode, computation, subject.step)
-        return calls, errors
+                self._computations[peer] = subject.computation(peer)
+        return self._computations[peer]
 
     def _expected_of(self, subject: Subject, gradients: bool) -> tuple[list, list]:
         if gradients not in self._expected:
             with _failures("eager"):
-                eager = subject.computation("eager").results(gradients)
+                eager = self._computation(subject, "eager").results(gradients)
                 exact = subject.exact().results(gradients)
             self._expected[gradients] = (eager, exact)
         return self._expected[gradients]
 
-    def _time(self, case: Case, calls: dict[str, Timed]) -> Timings:
-        """As many rounds as there is time for, the first one to see how long they take."""
+    def _time(self, case: Case, calls: dict[str, Timed], failed: dict[str, Failure]) -> Timings:
+        """The rounds of all calls; one that fails in the middle leaves `calls`, and the others start again."""
+        while True:
+            try:
+                return self._rounds(case, calls)
+            except Failure as failure:
+                if failure.peer == "eager":
+                    raise
+                failed[failure.peer] = failure
+                del calls[failure.peer]
+
+    def _rounds(self, case: Case, calls: dict[str, Timed]) -> Timings:
+        """As many as there is time for, the first one to see how long they take."""
         running: list[str] = []
 
         def before(peer: str) -> None:
@@ -198,7 +216,7 @@ class Measurer:
             peak = measure.peak_extra_memory(calls[peer].call, device=self.device)
             saved = None
             if case.mode == "training":
-                saved = measure.kept_for_backward(subject.computation(peer).forward, device=self.device)
+                saved = measure.kept_for_backward(self._computation(subject, peer).forward, device=self.device)
         return replace(row, peak_extra_bytes=peak, saved_bytes=saved)
 
     def _row(self, case: Case, peer: str, status: str = MEASURED, reason: str = "", **figures) -> Row:  # type: ignore[no-untyped-def]
@@ -230,6 +248,17 @@ def share(multiply_adds: float, moved: float, seconds: Spread, dtype: str, peaks
 
 
 @contextmanager
+def _noted(failed: dict[str, Failure]) -> Iterator[None]:
+    """A :class:`Failure` inside goes into `failed`; eager's goes on."""
+    try:
+        yield
+    except Failure as failure:
+        if failure.peer == "eager":
+            raise
+        failed[failure.peer] = failure
+
+
+@contextmanager
 def _failures(peer: str | Callable[[], str]) -> Iterator[None]:
     """An exception inside as a :class:`Failure` of `peer`, its message in one line."""
     try:
@@ -238,6 +267,8 @@ def _failures(peer: str | Callable[[], str]) -> Iterator[None]:
         raise
     except Unavailable as error:
         raise Failure(_name(peer), "unavailable", str(error)) from None
+    except NotImplementedError as error:
+        raise Failure(_name(peer), "unavailable", one_line(error)) from None
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise Failure(_name(peer), "too large", one_line(error)) from None
     except Exception as error:  # another project's code may fail in any way; the row says how
@@ -252,7 +283,3 @@ def one_line(error: BaseException) -> str:
     """The exception's type and the first line of what it says that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def computation_of(subject: Subject, peer: str) -> Computation:
-    return subject.computation(peer)

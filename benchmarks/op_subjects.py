@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import work
 from cases import KERNELS, Case
-from subject import Computation, Forward, Subject, Unavailable
+from subject import Computation, Forward, Subject
 from torch import Tensor
 
 from mvit_kernels import ops
@@ -66,16 +66,13 @@ def _subject(
         exact = [t.detach().double().requires_grad_() for t in leaves]
         return Computation(partial(upstream["eager"], *exact), exact, [d.double() for d in directions])
 
-    def other(op: Op, name: str) -> Forward:
-        if name == "flex" and device.type == "cpu" and case.mode not in ("", "forward"):
-            raise Unavailable("FlexAttention has no backward on a CPU")
-        return partial(op, *leaves)
-
     def kernels(name: str) -> Forward:
         subjects.must_run_here(name)
         return subjects.on_backend(name, partial(ours, *leaves))
 
-    makers: dict[str, Callable[[], Forward]] = {name: partial(other, op, name) for name, op in upstream.items()}
+    makers: dict[str, Callable[[], Forward]] = {
+        name: lambda op=op: partial(op, *leaves) for name, op in upstream.items()
+    }
     for name in ("reference", *KERNELS):
         makers[name] = partial(kernels, name)
     return Subject(makers, leaves, directions, exact, counted(leaves[0].element_size()), device=device)

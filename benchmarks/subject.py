@@ -129,7 +129,6 @@ ENGINE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1
 
 
 def check(
-    peer: str,
     found: list[list[Tensor | None]],
     eager: list[list[Tensor | None]],
     exact: list[list[Tensor | None]],

@@ -66,8 +66,6 @@ def _part(host_: Host, module: Any, kind: str, scope: str, case: Case, x: Tensor
 
     def attending(name: str) -> Forward:
         attend = baselines.ATTEND[name]
-        if name == "flex" and x.device.type == "cpu" and case.mode not in ("", "forward"):
-            raise Unavailable("FlexAttention has no backward on a CPU")
         if kind == "block":
             if host_.own is None:
                 raise Unavailable(f"{host_.library}'s block attends its own way; the layers have this row")
