@@ -7,6 +7,7 @@
 #   PYTHON=python3.12      the Python that makes the environment
 #   VENV=/path/to/env      an environment to use, made if it is not there
 #   MAX_JOBS=8             compile jobs
+#   MVIT_KERNELS_CUDA=auto build the CUDA library too, where there is nvcc (default: on a machine with an NVIDIA GPU)
 #   BENCH="--help"         arguments of `python -m mvit_kernels bench`, instead of the two models
 #   PYTEST="-k pool"       further arguments of pytest
 
@@ -18,6 +19,7 @@ PYTEST ?=
 BIN := $(VENV)/bin
 PACKAGES := $(VENV)/.mvit_kernels-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export MVIT_KERNELS_CUDA ?= $(if $(wildcard /dev/nvidiactl),auto,off)
 
 .DELETE_ON_ERROR:
 .PHONY: help bench test lint build benchmarks clean

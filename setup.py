@@ -1,11 +1,15 @@
-"""Builds the C++ library with CMake and Ninja. Everything else about the package is in pyproject.toml.
+"""Builds the C++ and CUDA libraries with CMake and Ninja. Everything else about the package is in pyproject.toml.
 
 torch is taken from the running environment, so install with ``pip install --no-build-isolation``. Where the library
 can't be built the package is installed as pure Python, and the reason goes into ``mvit_kernels/lib/build_info.json``,
 from where ``python -m mvit_kernels info`` shows it.
 
 Environment:
-    MVIT_KERNELS_REQUIRE_CPP=1   a library that can't be built is an error
+    MVIT_KERNELS_REQUIRE_CPP=1   a C++ library that can't be built is an error
+    MVIT_KERNELS_CUDA            auto (default): the CUDA library too, where there is a toolchain (cuda_toolchain.py);
+                                 require: it is an error where it can't be built; off: not tried
+    CUDA_HOME                    the toolkit's folder; else nvcc on PATH, else that of the package index beside torch
+    TORCH_CUDA_ARCH_LIST         architectures, "8.0;9.0+PTX"; else those of all GPUs from sm_80 on, and PTX
     MVIT_KERNELS_LOCAL_VERSION   what follows the + of the version, "cu130" for one; tools/build_wheels.py sets it
     MAX_JOBS                     compile jobs; otherwise as many as there are cores and 2 GB of free memory for each
     CXX, CXXFLAGS, LDFLAGS       as CMake takes them
@@ -22,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from setuptools import Extension, __version__, setup
@@ -38,38 +43,41 @@ except ImportError as error:
     sys.exit(f'mvit_kernels: {error}; first run: pip install "setuptools>=77" wheel "packaging>=24.2" cmake ninja')
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # pip does not put it there
+
+from cuda_toolchain import NoToolchain, find_toolchain  # noqa: E402
+
 LIBRARY = "libmvit_kernels_cpu.so"
+CUDA_LIBRARY = "libmvit_kernels_cuda.so"
 BUILD_INFO = "build_info.json"
+FILES = (LIBRARY, CUDA_LIBRARY, BUILD_INFO)
 REVISION = "revision.json"  # what git said, in a source distribution
 TORCH_TARGET = Version("2.10")  # the oldest torch that has the stable C++ interface used here
 BYTES_PER_JOB = 2 << 30
 
 
 class NotBuilt(Exception):
-    """Why there is no C++ library: one line, in words a user can act on."""
+    """Why there is no library: one line, in words a user can act on."""
 
 
 class BuildExt(build_ext):
-    """Puts the library and build_info.json into mvit_kernels/lib: of the source tree if in place, else of the build."""
+    """Puts libraries and build_info.json into mvit_kernels/lib: of the source tree if in place, else of the build."""
 
     def run(self) -> None:
         folder = self.folder(self.inplace)
         folder.mkdir(parents=True, exist_ok=True)
         info = {"version": self.distribution.get_version(), **git_state()}
-        try:
-            library, info["cpu"] = build_cpu_library()
-            copy_if_changed(library, folder / LIBRARY)
-        except NotBuilt as reason:
-            # A library left from an earlier build would not be of these sources.
-            (folder / LIBRARY).unlink(missing_ok=True)
-            if os.environ.get("MVIT_KERNELS_REQUIRE_CPP", "0") not in ("", "0"):
-                raise CompileError(f"the C++ library was not built: {reason}") from None
-            info["cpu"] = {"built": False, "reason": str(reason)}
-            print(
-                f"mvit_kernels: the C++ library was not built: {reason}\n"
-                "mvit_kernels: going on as pure Python; MVIT_KERNELS_REQUIRE_CPP=1 makes this an error",
-                file=sys.stderr,
-            )
+        cpp = os.environ.get("MVIT_KERNELS_REQUIRE_CPP", "0") not in ("", "0")
+        cuda = os.environ.get("MVIT_KERNELS_CUDA") or "auto"
+        if cuda not in ("auto", "require", "off"):
+            raise OptionError(f"MVIT_KERNELS_CUDA {cuda!r}: auto, require or off")
+        info["cpu"] = build("C++", folder / LIBRARY, build_cpu_library, cpp, "MVIT_KERNELS_REQUIRE_CPP=1")
+        if cuda == "off":
+            (folder / CUDA_LIBRARY).unlink(missing_ok=True)
+            info["cuda"] = {"built": False, "reason": "MVIT_KERNELS_CUDA was off"}
+        else:
+            required, switch = cuda == "require", "MVIT_KERNELS_CUDA=require"
+            info["cuda"] = build("CUDA", folder / CUDA_LIBRARY, build_cuda_library, required, switch)
         (folder / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n")
 
     def folder(self, inplace: bool) -> Path:
@@ -79,21 +87,22 @@ class BuildExt(build_ext):
         if not self.inplace:
             return {}
         built, here = self.folder(inplace=False), self.folder(inplace=True)
-        return {str(built / name): str(here / name) for name in (LIBRARY, BUILD_INFO) if (here / name).exists()}
+        return {str(built / name): str(here / name) for name in FILES if (here / name).exists()}
 
     def get_outputs(self) -> list[str]:
         if self.inplace:
             return list(self.get_output_mapping())
         folder = self.folder(inplace=False)
-        return [str(folder / name) for name in (LIBRARY, BUILD_INFO) if (folder / name).exists()]
+        return [str(folder / name) for name in FILES if (folder / name).exists()]
 
 
 class BdistWheel(bdist_wheel):
-    """py3-none-<platform>: the library does not use Python's C API. py3-none-any where there is no library."""
+    """py3-none-<platform>: the libraries do not use Python's C API. py3-none-any where there is none."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        library = self.get_finalized_command("build_ext").folder(inplace=False) / LIBRARY
-        return "py3", "none", super().get_tag()[2] if library.exists() else "any"
+        folder = self.get_finalized_command("build_ext").folder(inplace=False)
+        built = any((folder / name).exists() for name in (LIBRARY, CUDA_LIBRARY))
+        return "py3", "none", super().get_tag()[2] if built else "any"
 
 
 class Sdist(sdist):
@@ -104,22 +113,64 @@ class Sdist(sdist):
         (Path(base_dir) / REVISION).write_text(json.dumps(git_state()) + "\n")
 
 
+def build(name: str, target: Path, how: Callable[[], tuple[Path, dict]], required: bool, switch: str) -> dict:
+    """Builds one library into `target`; returns what build_info.json says of it.
+
+    Where it can't be built that is an error if it is `required`, as the setting `switch` makes it, else a reason.
+    """
+    try:
+        library, info = how()
+        copy_if_changed(library, target)
+        return info
+    except (NotBuilt, NoToolchain) as reason:
+        # A library left from an earlier build would not be of these sources.
+        target.unlink(missing_ok=True)
+        if required:
+            raise CompileError(f"the {name} library was not built: {reason}") from None
+        print(
+            f"mvit_kernels: the {name} library was not built: {reason}\n"
+            f"mvit_kernels: going on without it; {switch} makes this an error",
+            file=sys.stderr,
+        )
+        return {"built": False, "reason": str(reason)}
+
+
 def build_cpu_library() -> tuple[Path, dict]:
-    """Runs CMake and Ninja; returns the library and what build_info.json says of it. Rebuilds only what has changed."""
     torch_version, torch_folder = find_torch()
+    tree = run_cmake(ROOT, "cmake", torch_version, torch_folder, {})
+    info = json.loads((tree / "cpu.json").read_text())
+    return tree / LIBRARY, {"built": True, "torch": torch_version, "torch_target": str(TORCH_TARGET), **info}
+
+
+def build_cuda_library() -> tuple[Path, dict]:
+    torch_version, torch_folder = find_torch()
+    toolchain = find_toolchain(torch_folder)
+    options = {
+        "MVIT_NVCC": str(toolchain.nvcc),
+        "MVIT_CUDA_INCLUDE": ";".join(map(str, toolchain.include)),
+        "MVIT_CUDART": str(toolchain.runtime),
+        "MVIT_CUDA_ARCHITECTURES": ";".join(toolchain.architectures),
+    }
+    tree = run_cmake(ROOT / "csrc" / "cuda", "cuda", torch_version, torch_folder, options)
+    said = {"nvcc": toolchain.version, "cuda": toolchain.release, "architectures": list(toolchain.architectures)}
+    return tree / CUDA_LIBRARY, {"built": True, "torch": torch_version, "torch_target": str(TORCH_TARGET), **said}
+
+
+def run_cmake(source: Path, name: str, torch_version: str, torch_folder: Path, options: Mapping[str, str]) -> Path:
+    """Runs CMake and Ninja; returns the build tree. Rebuilds only what has changed."""
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     configure = [
-        *(cmake, "-S", str(ROOT), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"),
+        *(cmake, "-S", str(source), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"),
         *(f"-DMVIT_TORCH_INCLUDE={torch_folder / 'include'}", f"-DMVIT_TORCH_LIB={torch_folder / 'lib'}"),
         f"-DMVIT_TORCH_TARGET=0x{TORCH_TARGET.major:02x}{TORCH_TARGET.minor:02x}{0:012x}",
+        *(f"-D{option}={value}" for option, value in options.items()),
     ]
     # CMake keeps the compiler and the tools of its first run, so every choice of them gets a build tree of its own.
     choices = [configure, torch_version, *(os.environ.get(name) for name in ("CXX", "CXXFLAGS", "LDFLAGS"))]
-    tree = ROOT / "build" / f"cmake-{hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:12]}"
+    tree = ROOT / "build" / f"{name}-{hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:12]}"
     run("configuring with CMake", [*configure, "-B", str(tree)], echo=False)
     run("compiling", [cmake, "--build", str(tree), "--parallel", str(max_jobs())], echo=True)
-    info = json.loads((tree / "cpu.json").read_text())
-    return tree / LIBRARY, {"built": True, "torch": torch_version, "torch_target": str(TORCH_TARGET), **info}
+    return tree
 
 
 def find_torch() -> tuple[str, Path]:
@@ -219,6 +270,6 @@ def version() -> str:
 
 setup(
     version=version(),
-    ext_modules=[Extension("mvit_kernels.lib.libmvit_kernels_cpu", sources=[])],  # CMake knows the sources
+    ext_modules=[Extension("mvit_kernels.lib.libmvit_kernels", sources=[])],  # CMake knows the sources
     cmdclass={"build_ext": BuildExt, "bdist_wheel": BdistWheel, "sdist": Sdist},
 )

@@ -1,7 +1,7 @@
 // What the CUDA kernels take, whatever the GPU; mvit_kernels/backends/cuda.py says the same to the user.
 #pragma once
 
-#include "common/attention_tiles.h"
+#include "common/attention_backward_tiles.h"
 #include "common/pool_backward_tiles.h"
 
 namespace mvit {
@@ -30,16 +30,20 @@ static_assert(taps_fit(), "pool_backward_shared_bytes");
 static constexpr int64_t max_rel_pos_row(DType dtype, int64_t head_dim) {
     return dtype != DType::f32 ? 190 : head_dim <= 96 ? 150 : 95;
 }
+static constexpr int64_t max_rel_pos_row_backward(int64_t head_dim) { return head_dim <= 96 ? 64 : 32; }
 
 static constexpr bool rows_fit() {
-    for (int dim : kAttentionDims)
+    for (int dim : kAttentionDims) {
+        if (backward_shared_bytes(dim, max_rel_pos_row_backward(dim)) > kLeastSharedBytes)
+            return false;
         for (AttentionKernel kernel : {AttentionKernel::half, AttentionKernel::float32, AttentionKernel::tf32}) {
             const int64_t row = max_rel_pos_row(kernel == AttentionKernel::half ? DType::f16 : DType::f32, dim);
             if (row > kMaxRelPosEntries || attention_shared_bytes(kernel, dim, row) > kLeastSharedBytes)
                 return false;
         }
+    }
     return true;
 }
-static_assert(rows_fit(), "attention_shared_bytes");
+static_assert(rows_fit(), "attention_shared_bytes and backward_shared_bytes");
 
 } // namespace mvit

@@ -14,8 +14,8 @@ LEAST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
 """Of attention, and of pooling with a norm."""
-WITHOUT_BACKWARD = ("pooling_attention",)
-"""Ops whose gradients have no kernel here yet."""
+GRADIENT_DTYPES = (torch.bfloat16, torch.float16)
+"""Of attention."""
 
 
 # What fits in the shared memory of every GPU, as csrc/common/limits.h has it.
@@ -24,8 +24,10 @@ def max_taps(mode: str) -> int:
     return 176 if mode == "conv" else 65536
 
 
-def max_row(dtype: torch.dtype, head_dim: int) -> int:
+def max_row(dtype: torch.dtype, head_dim: int, needs_grad: bool) -> int:
     """Entries of a row of relative position."""
+    if needs_grad:
+        return 64 if head_dim <= 96 else 32
     return 190 if dtype != torch.float32 else 150 if head_dim <= 96 else 95
 
 
@@ -87,11 +89,12 @@ class CudaBackend(CompiledBackend):
         if isinstance(problem, AttentionProblem):
             if problem.head_dim > MAX_HEAD_DIM:
                 yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
-            most = max_row(problem.dtype, problem.head_dim)
+            most = max_row(problem.dtype, problem.head_dim, problem.needs_grad)
             if problem.rel_pos_entries > most:
-                yield f"rel-pos rows of {problem.rel_pos_entries} entries: at most {most}"
-        if problem.needs_grad and problem.op in WITHOUT_BACKWARD:
-            yield f"{problem.op}: there is no CUDA kernel for its gradients yet"
+                with_gradient = " with gradient" if problem.needs_grad else ""
+                yield f"rel-pos rows of {problem.rel_pos_entries} entries{with_gradient}: at most {most}"
+            if problem.needs_grad and problem.dtype in DTYPES and problem.dtype not in GRADIENT_DTYPES:
+                yield f"gradients in {problem.dtype}: bfloat16 or float16"
 
     # cuBLAS is the right kernel for these; a process that asks for this backend gets it.
     linear = staticmethod(reference.linear)

@@ -79,6 +79,12 @@ def test_an_architecture_without_code_is_a_reason(capability, architectures, rea
         (ATTENTION, {"head_dim": 136}, "head dim 136: at most 128"),
         (ATTENTION, {"rel_pos_entries": 191}, "rel-pos rows of 191 entries: at most 190"),
         (ATTENTION, {"rel_pos_entries": 151, "dtype": torch.float32}, "rel-pos rows of 151 entries: at most 150"),
+        (
+            ATTENTION,
+            {"rel_pos_entries": 65, "needs_grad": True},
+            "rel-pos rows of 65 entries with gradient: at most 64",
+        ),
+        (ATTENTION, {"dtype": torch.float32, "needs_grad": True}, "gradients in torch.float32: bfloat16 or float16"),
         (POOL, {"head_dim": 136}, "head dim 136 with a norm: at most 128"),
         (POOL, {"pool": Pool("conv", (1, 1, 177), (1, 1, 1), (0, 0, 88))}, "conv kernel of 177 taps: at most 176"),
     ],
@@ -106,8 +112,9 @@ def test_limits_are_those_of_the_kernels() -> None:
     header = (Path(__file__).parents[2] / "csrc" / "common" / "limits.h").read_text()
     conv, rest = map(int, re.search(r"PoolMode::conv \? (\d+) : (\d+);", header).groups())
     assert (max_taps("conv"), max_taps("avg"), max_taps("max")) == (conv, rest, rest)
-    half, dim, narrow, wide = map(
-        int, re.search(r"f32 \? (\d+) : head_dim <= (\d+) \? (\d+) : (\d+);", header).groups()
-    )
-    assert max_row(torch.float16, 128) == half
-    assert (max_row(torch.float32, dim), max_row(torch.float32, dim + 1)) == (narrow, wide)
+    found = re.search(r"f32 \? (\d+) : head_dim <= (\d+) \? (\d+) : (\d+);", header)
+    half, dim, narrow, wide = map(int, found.groups())
+    assert max_row(torch.float16, 128, False) == half
+    assert (max_row(torch.float32, dim, False), max_row(torch.float32, dim + 1, False)) == (narrow, wide)
+    dim, narrow, wide = map(int, re.search(r"return head_dim <= (\d+) \? (\d+) : (\d+); }", header).groups())
+    assert (max_row(torch.float16, dim, True), max_row(torch.float16, dim + 1, True)) == (narrow, wide)

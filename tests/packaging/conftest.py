@@ -44,6 +44,7 @@ class Project:
         """Runs Python in the tree, with no setting of the build taken from outside."""
         settings = ("CXX", "CXXFLAGS", "LDFLAGS", "MAX_JOBS", "MVIT_KERNELS_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+        environment = {"MVIT_KERNELS_CUDA": "off", **environment}
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -77,7 +78,15 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Projec
 
     def make() -> Project:
         folder = tmp_path_factory.mktemp("project")
-        for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "CMakeLists.txt", "LICENSE", "README.md"):
+        for name in (
+            "setup.py",
+            "cuda_toolchain.py",
+            "pyproject.toml",
+            "MANIFEST.in",
+            "CMakeLists.txt",
+            "LICENSE",
+            "README.md",
+        ):
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, folder)
         shutil.copytree(ROOT / "cmake", folder / "cmake")

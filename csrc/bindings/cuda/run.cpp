@@ -30,10 +30,9 @@ void check_tables(const char *op, const RelPosProblem &p) {
     check_parameter(op, "table_w", p.table_w);
 }
 
-void check_attention(const char *op, const AttentionProblem &p) {
+void check_attention(const char *op, const AttentionProblem &p, int64_t most) {
     STD_TORCH_CHECK(p.head_dim <= kMaxHeadDim, op, ": q has head dim ", p.head_dim, ", it must be at most ",
                     kMaxHeadDim);
-    const int64_t most = max_rel_pos_row(p.dtype, p.head_dim);
     STD_TORCH_CHECK(rel_pos_entries(p) <= most, op, ": rel_pos has ", rel_pos_entries(p),
                     " entries a row, there must be at most ", most);
 }
@@ -66,7 +65,7 @@ void run(const char *op, const Tensor &like, const RelPosProblem &problem) {
 }
 
 void run(const char *op, const Tensor &like, const AttentionProblem &problem) {
-    check_attention(op, problem);
+    check_attention(op, problem, max_rel_pos_row(problem.dtype, problem.head_dim));
     start(op, like, problem, cuda::pooling_attention_forward_scratch, cuda::pooling_attention_forward);
 }
 
@@ -80,8 +79,9 @@ void run(const char *op, const Tensor &like, const RelPosBackwardProblem &proble
     start(op, like, problem, cuda::decomposed_rel_pos_backward_scratch, cuda::decomposed_rel_pos_backward);
 }
 
-void run(const char *op, const Tensor &, const AttentionBackwardProblem &) {
-    STD_TORCH_CHECK(false, op, ": this library has no CUDA kernel for it");
+void run(const char *op, const Tensor &like, const AttentionBackwardProblem &problem) {
+    check_attention(op, problem.forward, max_rel_pos_row_backward(problem.forward.head_dim));
+    start(op, like, problem, cuda::pooling_attention_backward_scratch, cuda::pooling_attention_backward);
 }
 
 } // namespace mvit::bindings
