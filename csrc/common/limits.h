@@ -32,18 +32,36 @@ static constexpr int64_t max_rel_pos_row(DType dtype, int64_t head_dim) {
 }
 static constexpr int64_t max_rel_pos_row_backward(int64_t head_dim) { return head_dim <= 96 ? 64 : 32; }
 
-static constexpr bool rows_fit() {
+static constexpr int64_t shared_bytes_of_row(DType dtype, bool tf32, int64_t head_dim, int64_t entries) {
+    AttentionProblem p = {};
+    p.dtype = dtype;
+    p.tf32 = tf32;
+    p.head_dim = head_dim;
+    p.rel_pos = &kLeastSharedBytes; // anything but null
+    p.grid_k = {1, 1, entries - 2};
+    return attention_shared_bytes(p);
+}
+
+static constexpr bool rows_fit(DType dtype, bool tf32) {
     for (int dim : kAttentionDims) {
-        if (backward_shared_bytes(dim, max_rel_pos_row_backward(dim)) > kLeastSharedBytes)
+        const int64_t most = max_rel_pos_row(dtype, dim);
+        if (most > kMaxRelPosEntries)
             return false;
-        for (AttentionKernel kernel : {AttentionKernel::half, AttentionKernel::float32, AttentionKernel::tf32}) {
-            const int64_t row = max_rel_pos_row(kernel == AttentionKernel::half ? DType::f16 : DType::f32, dim);
-            if (row > kMaxRelPosEntries || attention_shared_bytes(kernel, dim, row) > kLeastSharedBytes)
+        for (int64_t entries = 3; entries <= most; ++entries)
+            if (shared_bytes_of_row(dtype, tf32, dim, entries) > kLeastSharedBytes)
                 return false;
-        }
     }
     return true;
 }
-static_assert(rows_fit(), "attention_shared_bytes and backward_shared_bytes");
+static_assert(rows_fit(DType::f16, false) && rows_fit(DType::f32, false) && rows_fit(DType::f32, true),
+              "attention_shared_bytes");
+
+static constexpr bool rows_fit_backward() {
+    for (int dim : kAttentionDims)
+        if (backward_shared_bytes(dim, max_rel_pos_row_backward(dim)) > kLeastSharedBytes)
+            return false;
+    return true;
+}
+static_assert(rows_fit_backward(), "backward_shared_bytes");
 
 } // namespace mvit
