@@ -146,16 +146,27 @@ def test_a_c_compiler_that_is_not_there_is_a_reason(gpu, monkeypatch: pytest.Mon
     assert TritonBackend().unavailable() is None
 
 
-def test_the_next_backend_is_chosen_where_triton_cannot_compile(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("target", "fake", "reason"),
+    [
+        ("mvit_kernels.backends.triton.shutil.which", lambda program: None, "triton finds no C compiler"),
+        ("torch.cuda.get_device_capability", lambda device=None: (7, 5), "this GPU is sm_75: sm_80 or newer"),
+        ("mvit_kernels.backends.triton._HAS_TRITON", False, "triton is not installed"),
+    ],
+    ids=["compiler", "old GPU", "no triton"],
+)
+def test_the_next_backend_is_chosen_where_triton_cannot_run(target: str, fake, reason: str, gpu, monkeypatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(backends.registry, "_FROM_ENVIRONMENT", None)
     token = backends.registry._chosen.set(None)
     try:
         monkeypatch.setattr("mvit_kernels.backends.triton.shutil.which", lambda program: "/usr/bin/" + program)
-        assert backends.select(PROBLEM).name == "triton"
+        names = [name for name in backends.backend_names() if name != "cuda"]
+        assert "triton: chosen" in explain(PROBLEM) or backends.select(PROBLEM).name == "cuda"
         triton_backend._cannot_compile.cache_clear()
-        monkeypatch.setattr("mvit_kernels.backends.triton.shutil.which", lambda program: None)
-        assert backends.select(PROBLEM).name == "eager"
+        monkeypatch.setattr(target, fake)
+        assert reason in explain(PROBLEM)
+        assert backends.select(PROBLEM).name in ("cuda", *names[names.index("triton") + 1 :])
     finally:
         backends.registry._chosen.reset(token)
 
