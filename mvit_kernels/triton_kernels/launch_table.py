@@ -34,6 +34,7 @@ ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     ("gfx9", "grad_q", "half", 128, 0, 64, 32, 4, 1),
     ("gfx9", "grad_kv", "half", 128, 0, 32, 32, 4, 1),
     # mma.sync takes them from registers: 32 keys a step, and half the queries where the head is wide.
+    ("sm120", "forward", "half", 96, 200, 64, 16, 4, 2),
     ("sm120", "forward", "half", 96, 400, 64, 32, 4, 2),
     ("sm120", "forward", "half", 96, 784, 64, 16, 4, 2),
     ("sm120", "forward", "half", 96, 0, 128, 32, 8, 2),

@@ -171,6 +171,7 @@ def _branch_backward(
             *(constants, unit, cls, int(needs_sums), dim, *parts, rows),
             warps=warps,
             stages=1,
+            registers=REGISTERS,
         )
         if needs_sums:
             total = sums.sum(0, dtype=torch.float64)  # a long chain of roundings otherwise

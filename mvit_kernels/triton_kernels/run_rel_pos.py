@@ -60,6 +60,7 @@ def forward(
         *(int(has_cls), has, block, precision(q.dtype)),
         warps=4,
         stages=1,
+        registers=255,
     )
     return rows
 
@@ -98,6 +99,7 @@ def backward(
             *(int(has_cls), has, block, precision(q.dtype)),
             warps=4,
             stages=1,
+            registers=255,
         )
     found = [
         _grad_table(grad, q, grid_q, grid_k, has_cls, axis, table) if table is not None and needs[1 + axis] else nothing
@@ -115,7 +117,8 @@ def _grad_table(
     extent, keys = grid_q[axis], grid_k[axis]
     others = grid_q[0] * grid_q[1] * grid_q[2] // extent
     inner = (grid_q[1] * grid_q[2], grid_q[2], 1)[axis]
-    queries, block, unit = batch * heads * others, 32, unit_of(q)
+    # In float32 the sums stay in registers that tensor cores would not need.
+    queries, block, unit = batch * heads * others, 16 if q.dtype == torch.float32 else 32, unit_of(q)
     steps = ceil_div(queries, block)
     part = ceil_div(steps, splits(extent, steps)) * block
     parts = ceil_div(queries, part)
@@ -131,5 +134,6 @@ def _grad_table(
         *(unit, dim, *split(dim), max(16, power_of_two(keys)), int(has_cls), block, precision(q.dtype)),
         warps=4,
         stages=1,
+        registers=255,
     )
     return sums.sum(0).to(table.dtype)

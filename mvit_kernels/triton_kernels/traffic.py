@@ -2,11 +2,13 @@
 
 Counted is what comes from or goes to device memory when every tensor is larger than the L2 cache: each tensor that an
 op reads or writes, once per op that does. Within one kernel a second read of the same bytes (the halo of a pooling
-tile, the k and v of the next query tile) is taken to hit L1 or L2 and is not counted; see :func:`pool_loads`.
+tile, the k and v of the next query tile) is taken to hit L1 or L2 and is not counted; see :func:`pool_loads` and
+:func:`pool_fetches`.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -80,18 +82,40 @@ def pool_loads(pool: Pool, layer: LayerShape) -> float:
     return taps * tokens(pool.out_grid(layer.grid)) / tokens(touched_grid(pool, layer.grid).thw)
 
 
-def pool_window(layer: LayerShape, element: int) -> int:
-    """Bytes between the first and the last read of a token, by the order of the programs of the pooling kernel.
+def pool_fetches(layer: LayerShape, pool: Pool, rows: int, capacity: int) -> int:
+    """Tokens of one head that the pooling kernel fetches from memory, each as often as the cache had dropped it.
 
-    A head's tiles follow one another through its frames, so a token is met again kernel[0] - 1 frames later at most: of
-    the input as many frames, and of the output as many. While a cache holds that, a token comes from memory once.
+    Walks the kernel's tiles of `rows` outputs in the order of its programs, past a cache of `capacity` tokens that
+    drops the one not used for longest; outputs go through it too. Without the cls token.
     """
-    head = layer.head_dim * element
-    pools = [pool for pool in (layer.pool_q, layer.pool_kv) if pool is not None]
-    return max(
-        pool.kernel[0] * (layer.grid[1] * layer.grid[2] + tokens((1, *pool.out_grid(layer.grid)[1:]))) * head
-        for pool in pools
-    )
+    num_t, num_h, num_w = layer.grid
+    _, out_h, out_w = pool.out_grid(layer.grid)
+    outputs = tokens(pool.out_grid(layer.grid))
+    cache: OrderedDict[int, None] = OrderedDict()
+    fetched = 0
+    for start in range(0, outputs, rows):
+        tile = range(start, min(start + rows, outputs))
+        read = {
+            (t * num_h + h) * num_w + w
+            for o in tile
+            for t in _window(o // (out_h * out_w), pool, 0, num_t)
+            for h in _window(o // out_w % out_h, pool, 1, num_h)
+            for w in _window(o % out_w, pool, 2, num_w)
+        }
+        for key in (*sorted(read), *(-1 - o for o in tile)):
+            if key in cache:
+                cache.move_to_end(key)
+                continue
+            fetched += key >= 0
+            cache[key] = None
+            if len(cache) > capacity:
+                cache.popitem(last=False)
+    return fetched
+
+
+def _window(o: int, pool: Pool, axis: int, extent: int) -> range:
+    first = o * pool.stride[axis] - pool.padding[axis]
+    return range(max(first, 0), min(first + pool.kernel[axis], extent))
 
 
 @dataclass(frozen=True)

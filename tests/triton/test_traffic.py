@@ -6,7 +6,9 @@ import pytest
 
 from mvit_kernels.cli import main
 from mvit_kernels.models import layer_shapes, list_models
-from mvit_kernels.triton_kernels import matrix, traffic
+from mvit_kernels.problem import tokens, touched_grid
+from mvit_kernels.triton_kernels import launch, matrix, traffic
+from mvit_kernels.triton_kernels.blocks import split
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -23,11 +25,22 @@ SMALLEST_L2 = 6 << 20
 H100_FLOP_PER_BYTE = 989e12 / 3.35e12
 
 
-@pytest.mark.parametrize("model", list_models())
-def test_a_token_is_pooled_again_while_the_smallest_cache_still_holds_it(model: str) -> None:
-    for layer in layer_shapes(model):
-        if layer.pool_kv is not None:
-            assert traffic.pool_window(layer, 2) <= SMALLEST_L2, layer
+@pytest.mark.parametrize(("model", "block"), [("mvit_v2_s_16x4", 0), ("mvit_v2_s_16x4", 1), ("mvit_v2_b", 0)])
+def test_the_tiles_of_the_pooling_kernel_fetch_a_token_once(model: str, block: int) -> None:
+    layer = layer_shapes(model)[block]
+    for pool in (layer.pool_q, layer.pool_kv):
+        assert pool is not None
+        outputs = tokens(pool.out_grid(layer.grid))
+        rows, _ = launch.pool_rows(split(layer.head_dim), outputs, 8192 // 2)
+        touched = tokens(touched_grid(pool, layer.grid).thw)
+        fetched = traffic.pool_fetches(layer, pool, rows, SMALLEST_L2 // (2 * layer.head_dim))
+        assert touched + outputs <= fetched + outputs <= 1.15 * (touched + outputs)
+
+
+def test_a_cache_too_small_for_two_lines_fetches_tokens_again() -> None:
+    layer = layer_shapes("mvit_v2_b")[0]
+    assert layer.pool_q is not None
+    assert traffic.pool_fetches(layer, layer.pool_q, 32, 100) > 1.5 * tokens(layer.grid)
 
 
 @pytest.mark.parametrize("model", list_models())
