@@ -3,12 +3,16 @@
     python tools/check_wheel.py dist/mvit_kernels-*.whl --torch torch --torch torch==2.13.0+cpu
 
 For each pair of wheel and torch: a new environment, `python -m mvit_kernels info` with a PATH that holds nothing else,
-and an attention layer, forward and backward, against the reference. One line each; exit status 1 if any failed.
+and an attention layer, forward and backward, against the reference. A wheel for CUDA loads its CUDA library beside a
+torch for that CUDA, needs no GPU for it, and beside any other torch says why it does not. One line each; exit status 1
+if any failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +42,13 @@ for ours, expected in zip(results("cpu"), eager, strict=True):
 print("torch", torch.__version__, "ok")
 """
 
+CUDA = """
+import json, torch
+from mvit_kernels import _library
+
+print(json.dumps([torch.version.cuda, _library.cuda_load_error()]))
+"""
+
 
 class CheckError(Exception):
     """What did not work: one line; the output is on standard error."""
@@ -63,7 +74,22 @@ def check(wheel: Path, torch: str, folder: Path) -> str:
     info = run("info", python, "-m", "mvit_kernels", "info", path=str(nothing), cwd=nothing)
     shown = [line for line in info.splitlines() if line.startswith(("SIMD level", "backend "))]
     smoke = run("the smoke test", python, "-c", SMOKE, path=str(nothing), cwd=nothing)
+    told = run("asking for the CUDA library", python, "-c", CUDA, path=str(nothing), cwd=nothing)
+    check_cuda(wheel.name, *json.loads(told))
     return "; ".join([smoke.strip(), *(" ".join(line.split()) for line in shown)])
+
+
+def check_cuda(wheel: str, torch_cuda: str | None, error: str | None) -> None:
+    """The CUDA library loads beside a torch for the same CUDA, and says why not beside another."""
+    local = re.search(r"\+cu(\d+)\d-", wheel)
+    if local is None:
+        right = error is not None and error.startswith("the CUDA library was not built")
+    elif torch_cuda is not None and torch_cuda.split(".")[0] == local[1]:
+        right = error is None
+    else:
+        right = error is not None and error.startswith("the CUDA library is for ")
+    if not right:
+        raise CheckError(f"beside a torch for CUDA {torch_cuda} the CUDA library says: {error or 'loaded'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.util
+import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,14 @@ class FakeTools:
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.environments: list[dict[str, str]] = []
+        self.sizes = {"libmvit_kernels_cpu.so": 100, "libmvit_kernels_cuda.so": 100}
+
+    def write_wheel(self, file: Path) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as wheel:
+            built = {"cuda": {"built": True, "architectures": ["80", "90", "90+PTX"]}}
+            wheel.writestr("mvit_kernels/lib/build_info.json", json.dumps(built))
+            for name, size in self.sizes.items():
+                wheel.writestr(f"mvit_kernels/lib/{name}", bytes(size))
 
     def __call__(self, step, *command, env=None, cwd=None) -> str:
         words = [str(word) for word in command]
@@ -40,7 +50,7 @@ class FakeTools:
             platform = words[words.index("--plat") + 1] if fixed else "linux_x86_64"
             folder = Path(words[words.index("--wheel-dir") + 1])
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"mvit_kernels-0.1.0+{local}-py3-none-{platform}.whl").write_text(f"{local} for {platform}")
+            self.write_wheel(folder / f"mvit_kernels-0.1.0+{local}-py3-none-{platform}.whl")
         if step.startswith("building the source"):
             return "mvit_kernels-0.1.0.tar.gz\n"
         return str(Path(words[0]).parents[1] / "lib") if step == "finding packages" else "1700000000\n"
@@ -121,6 +131,15 @@ def test_what_can_not_be_built_is_one_line(build_wheels, tools, capsys, argument
     assert build_wheels.main(arguments) == 2
     assert capsys.readouterr().err == f"build_wheels: {words}\n"
     assert not tools.commands
+
+
+def test_a_library_over_its_budget_is_no_wheel(build_wheels, tools, capsys, tmp_path) -> None:
+    code, ptx = build_wheels.ARCHITECTURE_BUDGET["code"], build_wheels.ARCHITECTURE_BUDGET["PTX"]
+    tools.sizes["libmvit_kernels_cuda.so"] = 2 * code + ptx
+    assert build_wheels.main(["--cuda", "13.0"]) == 0
+    tools.sizes["libmvit_kernels_cuda.so"] += 1
+    assert build_wheels.main(["--cuda", "13.0"]) == 2
+    assert f"libmvit_kernels_cuda.so has {2 * code + ptx + 1} bytes" in capsys.readouterr().err
 
 
 def test_a_command_that_fails_ends_the_build_with_its_output(build_wheels, capsys) -> None:
