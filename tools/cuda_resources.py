@@ -49,7 +49,14 @@ KERNELS |= {
     for dim, budget in ATTENTION_REGISTERS.items()
     for rel_pos in ("false", "true")
 }
-KERNELS |= {f"attention_grad_sum<{dtype}>": 64 for dtype in ("f16", "bf16")}
+KERNELS |= {
+    f"{name}_float32<{dim}, {tf32}, {rel_pos}>": budget
+    for name in ("attention_grad_q", "attention_grad_kv")
+    for dim, budget in ATTENTION_REGISTERS.items()
+    for tf32 in ("false", "true")
+    for rel_pos in ("false", "true")
+}
+KERNELS |= {f"attention_grad_sum<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"pool3d_norm<{dtype}>": 128 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {f"decomposed_rel_pos<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 TOKENS_BACKWARD = {
@@ -64,8 +71,10 @@ TOKENS_BACKWARD = {
 KERNELS |= {f"{name}<{dtype}>": budget for name, budget in TOKENS_BACKWARD.items() for dtype in ("f16", "bf16", "f32")}
 """Every kernel with its register budget."""
 
-BIAS_STEPS = 3
-"""Passes of the loop that multiplies relative-position rows: MViTv2-S's 8 + 7 + 7 entries, twice, 16 at a time."""
+PASSES = {"pooling_attention": 3, "attention_grad_q": 2, "attention_grad_kv": 2, "attention_grad_q_float32": 4}
+"""Passes of a loop inside the main loop. MViTv2-S's 8 + 7 + 7 entries of relative position take 2, 16 at a time, and 3
+in the forward kernel, whose rounded entries and rests follow each other; half a tile of queries is one of 2 in
+attention_grad_kv; the sums of a tile of 16 keys take 4."""
 
 PROBLEMS = {
     name: (name, problem)
@@ -76,6 +85,8 @@ PROBLEMS = {
         "attention_combine": "AttentionForward",
         "attention_grad_q": "AttentionBackwardWork",
         "attention_grad_kv": "AttentionBackwardWork",
+        "attention_grad_q_float32": "AttentionBackwardWork",
+        "attention_grad_kv_float32": "AttentionBackwardWork",
         "attention_grad_sum": "AttentionBackwardWork",
         "pool3d_norm": "PoolProblem",
         "decomposed_rel_pos": "RelPosProblem",
@@ -89,7 +100,7 @@ PROBLEMS |= {
 }
 """The header of each kernel, and what it takes."""
 
-TENSOR_CORES = ("pooling_attention<", "pooling_attention_tf32", "attention_grad_q", "attention_grad_kv")
+TENSOR_CORES = r"(pooling_attention|attention_grad_q|attention_grad_kv)<|pooling_attention_tf32|\w+_float32<\d+, true,"
 """Kernels that must have tensor-core instructions."""
 
 SOURCE = """#include "cuda/kernels/{name}.h"
@@ -119,7 +130,7 @@ class Resources:
     stack: int
     hmma: int
     wide_loads: int
-    loop: collections.Counter[str] = field(default_factory=collections.Counter)
+    loops: list[collections.Counter[str]] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         found = []
@@ -127,15 +138,16 @@ class Resources:
             found.append(f"{self.spilled} bytes spilled, {self.stack} bytes of stack")
         if self.registers > self.budget:
             found.append(f"{self.registers} registers, the budget is {self.budget}")
-        if not self.hmma and self.kernel.startswith(TENSOR_CORES):
+        if not self.hmma and re.match(TENSOR_CORES, self.kernel):
             found.append("no tensor-core instruction")
         if not self.wide_loads:
             found.append("no 128-bit load from global memory")
         return found
 
     @property
-    def loop_per_hmma(self) -> float:
-        return sum(self.loop.values()) / self.loop["tensor"] if self.loop["tensor"] else float("nan")
+    def loop(self) -> collections.Counter[str]:
+        """The main loop: that with the most tensor-core instructions."""
+        return max(self.loops, key=lambda counted: counted["tensor"], default=collections.Counter())
 
 
 def find_nvcc() -> str | None:
@@ -183,7 +195,7 @@ def compile_kernel(kernel: str, architecture: str, budget: int) -> Resources:
         stack=int(re.findall(r"(\d+) bytes stack frame", log)[0]),
         hmma=sum(name.startswith("HMMA") for _, name, _ in instructions),
         wide_loads=sum(re.match(r"(LDG|LDGSTS)\..*128", name) is not None for _, name, _ in instructions),
-        loop=_main_loop(instructions),
+        loops=_outer_loops(instructions, PASSES.get(name, 1)),
     )
 
 
@@ -209,21 +221,23 @@ def _instructions(assembly: str) -> list[Instruction]:
     return found
 
 
-def _main_loop(instructions: list[Instruction]) -> collections.Counter[str]:
-    """Instructions by pipe of one pass through the loop with the most HMMA, those of a loop inside it BIAS_STEPS times.
+def _outer_loops(instructions: list[Instruction], passes: int) -> list[collections.Counter[str]]:
+    """Instructions by pipe of one pass through each loop that is in no other, those of a loop inside it `passes` times.
 
     All of a loop are counted, also what only some passes need.
     """
     bodies = _loops(instructions)
     counts = []
     for body in bodies:
+        if any(body < other for other in bodies):
+            continue
         counted: collections.Counter[str] = collections.Counter()
         for i in body:
             name = instructions[i][1]
             if name and not name.startswith("NOP"):
-                counted[_pipe(name)] += BIAS_STEPS if any(i in inner for inner in bodies if inner < body) else 1
+                counted[_pipe(name)] += passes ** sum(i in inner for inner in bodies if inner < body)
         counts.append(counted)
-    return max(counts, key=lambda counted: counted["tensor"], default=collections.Counter())
+    return counts
 
 
 def _loops(instructions: list[Instruction]) -> list[frozenset[int]]:
@@ -270,16 +284,19 @@ def _pipe(name: str) -> str:
     return next((pipe for pipe, names in PIPES.items() if re.match(rf"({names})\b", name)), "arithmetic")
 
 
-def table(rows: list[Resources]) -> str:
+def table(rows: list[Resources], all_loops: bool = False) -> str:
     pipes = ["arithmetic", "special", "shared", "global", "conversion", "control"]
     lines = [f"{'kernel':50} {'sm':>4} {'regs':>5} {'HMMA':>5} {'per HMMA':>9} " + " ".join(f"{p:>10}" for p in pipes)]
     for r in rows:
-        mix = " ".join(f"{r.loop[p] / r.loop['tensor']:10.2f}" if r.loop["tensor"] else f"{'-':>10}" for p in pipes)
         bad = f"  !! {'; '.join(r.problems())}" if r.problems() else ""
-        lines.append(
-            f"{r.kernel:50} {r.architecture:>4} {r.registers:5} {r.loop['tensor'] or '-':>5} "
-            f"{f'{r.loop_per_hmma:.2f}' if r.loop['tensor'] else '-':>9} {mix}{bad}"
-        )
+        loops = [loop for loop in r.loops if loop["tensor"]] if all_loops else []
+        for loop in loops or [r.loop]:
+            hmma = loop["tensor"]
+            mix = " ".join(f"{loop[p] / hmma:10.2f}" if hmma else f"{'-':>10}" for p in pipes)
+            lines.append(
+                f"{r.kernel:50} {r.architecture:>4} {r.registers:5} {hmma or '-':>5} "
+                f"{f'{sum(loop.values()) / hmma:.2f}' if hmma else '-':>9} {mix}{bad}"
+            )
     return "\n".join(lines)
 
 
@@ -287,11 +304,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help="80 90 100 120")
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
+    parser.add_argument("--loops", action="store_true", help="every outer loop with tensor-core instructions")
     options = parser.parse_args()
     jobs = [(k, a, budget) for k, budget in KERNELS.items() if options.kernel in k for a in options.arch]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         rows = list(pool.map(lambda job: compile_kernel(*job), jobs))
-    print(table(rows))
+    print(table(rows, options.loops))
     return int(any(r.problems() for r in rows))
 
 

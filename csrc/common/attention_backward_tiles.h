@@ -42,9 +42,42 @@ static constexpr int64_t grad_kv_shared_bytes(int dim, int64_t entries) {
     return stages + (entries ? kBackwardTile * row : 0);
 }
 
+// float32: tiles of 16 keys (or queries) are walked, and probabilities go through shared memory, a warp's rows 4
+// numbers apart from a multiple of the tile. The rows of bias end with a number for keys without one, and so do their
+// sums.
+constexpr int kFloat32Step = 16;
+constexpr int kFloat32Pitch = 4 * (kFloat32Step + 4);
+constexpr int kFloat32Statistics = 3; // of a query: lse, delta and the reciprocal of the sum of P
+
+// Two stages, where they fit in the 99 KB of sm_86, sm_89 and sm_120.
+static constexpr int float32_stages(int dim) { return dim > 96 ? 1 : 2; }
+static constexpr int64_t float32_tiles_bytes(int dim) {
+    return (2 * kBackwardTile + float32_stages(dim) * 2 * kFloat32Step) * dim * 4 + kBackwardTile * kFloat32Pitch;
+}
+static constexpr int64_t grad_q_float32_shared_bytes(int dim, int64_t entries) {
+    const int64_t bias = 2 * kBackwardTile * (entries + 1) * 4 + 2 * kFloat32Step * 4;
+    return float32_tiles_bytes(dim) + (entries ? bias : 0);
+}
+static constexpr int64_t grad_kv_float32_shared_bytes(int dim, int64_t entries) {
+    const int64_t bias = 2 * kFloat32Step * (entries + 1) * 4 + kBackwardTile * 4;
+    return float32_tiles_bytes(dim) + float32_stages(dim) * kFloat32Statistics * kFloat32Step * 4 +
+           (entries ? bias : 0);
+}
+
 // What a device must allow a block.
-static constexpr int64_t backward_shared_bytes(int dim, int64_t entries) {
-    return max(grad_q_shared_bytes(dim, entries), grad_kv_shared_bytes(dim, entries));
+static constexpr int64_t backward_shared_bytes(DType dtype, int64_t head_dim, int64_t entries) {
+    const int dim = attention_dim(head_dim);
+    return dtype == DType::f32
+               ? max(grad_q_float32_shared_bytes(dim, entries), grad_kv_float32_shared_bytes(dim, entries))
+               : max(grad_q_shared_bytes(dim, entries), grad_kv_shared_bytes(dim, entries));
+}
+
+// The longest row of relative position with which the backward kernels fit in `shared_bytes`; -1 if they never do.
+static constexpr int64_t max_backward_rel_pos_row(DType dtype, int64_t head_dim, int64_t shared_bytes) {
+    int64_t entries = -1;
+    while (entries < kMaxRelPosEntries && backward_shared_bytes(dtype, head_dim, entries + 1) <= shared_bytes)
+        ++entries;
+    return entries;
 }
 
 // The gradient of k and v: with few keys and many queries the queries are split over blocks, and their sums added in
@@ -72,8 +105,12 @@ static constexpr AttentionBackwardPlan attention_backward_plan(const AttentionBa
     plan.parts = max(1, ceil_div(plan.query_tiles, plan.part_tiles));
     const bool needs_kv = g.k || g.v;
     const int64_t sums = plan.parts > 1 ? plan.parts * heads * p.keys * p.head_dim * 4 : 0;
-    plan.bias_rows = needs_kv ? round_to_256(heads * plan.query_tiles * 2 * kBackwardTile * 4) : 0;
-    plan.k_sums = plan.bias_rows + (needs_kv ? round_to_256(heads * p.queries * stored_bias_row_bytes(entries)) : 0);
+    const bool is_half = p.dtype != DType::f32;
+    const int64_t statistics = is_half ? 2 : kFloat32Statistics;
+    plan.bias_rows = needs_kv ? round_to_256(heads * plan.query_tiles * statistics * kBackwardTile * 4) : 0;
+    plan.k_sums = plan.bias_rows;
+    if (needs_kv && is_half)
+        plan.k_sums += round_to_256(heads * p.queries * stored_bias_row_bytes(entries));
     plan.v_sums = plan.k_sums + (g.k ? round_to_256(sums) : 0);
     plan.total_bytes = plan.v_sums + (g.v ? round_to_256(sums) : 0);
     return plan;

@@ -30,7 +30,10 @@ static_assert(taps_fit(), "pool_backward_shared_bytes");
 static constexpr int64_t max_rel_pos_row(DType dtype, int64_t head_dim) {
     return dtype != DType::f32 ? 190 : head_dim <= 96 ? 150 : 95;
 }
-static constexpr int64_t max_rel_pos_row_backward(int64_t head_dim) { return head_dim <= 96 ? 64 : 32; }
+static constexpr int64_t max_rel_pos_row_backward(DType dtype, int64_t head_dim) {
+    const bool narrow = head_dim <= 96;
+    return dtype != DType::f32 ? (narrow ? 64 : 32) : (narrow ? 42 : 26);
+}
 
 static constexpr int64_t shared_bytes_of_row(DType dtype, bool tf32, int64_t head_dim, int64_t entries) {
     AttentionProblem p = {};
@@ -58,8 +61,9 @@ static_assert(rows_fit(DType::f16, false) && rows_fit(DType::f32, false) && rows
 
 static constexpr bool rows_fit_backward() {
     for (int dim : kAttentionDims)
-        if (backward_shared_bytes(dim, max_rel_pos_row_backward(dim)) > kLeastSharedBytes)
-            return false;
+        for (DType dtype : {DType::f16, DType::f32})
+            if (backward_shared_bytes(dtype, dim, max_rel_pos_row_backward(dtype, dim)) > kLeastSharedBytes)
+                return false;
     return true;
 }
 static_assert(rows_fit_backward(), "backward_shared_bytes");

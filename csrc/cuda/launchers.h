@@ -43,6 +43,8 @@ template <int kDim> const char *launch_pooling_attention_float32(const Attention
 template <class T> const char *launch_attention_combine(const AttentionForward &f, Stream stream);
 template <class T, int kDim>
 const char *launch_pooling_attention_backward(const AttentionBackwardWork &w, Stream stream);
+template <int kDim>
+const char *launch_pooling_attention_backward_float32(const AttentionBackwardWork &w, Stream stream);
 template <class T> const char *launch_attention_grad_sum(const AttentionBackwardWork &w, Stream stream);
 template <class T> const char *launch_pool3d_norm(const PoolProblem &p, Stream stream);
 template <class T> const char *launch_decomposed_rel_pos(const RelPosProblem &p, Stream stream);

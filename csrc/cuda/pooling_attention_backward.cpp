@@ -1,24 +1,38 @@
 #include "cuda/launchers.h"
-#include "cuda/primitives/numbers.h"
+#include "cuda/primitives/channels.h"
+
+#include <type_traits>
 
 namespace mvit::cuda {
 namespace {
 
-template <class T> const char *of_type(const AttentionBackwardWork &w, Stream stream) {
+template <class T, int kDim> const char *of_dim(const AttentionBackwardWork &w, Stream stream) {
+    if constexpr (std::is_same_v<T, f32>)
+        return launch_pooling_attention_backward_float32<kDim>(w, stream);
+    else
+        return launch_pooling_attention_backward<T, kDim>(w, stream);
+}
+
+template <class T> const char *kernels_of_dim(const AttentionBackwardWork &w, Stream stream) {
     switch (attention_dim(w.gradients.forward.head_dim)) {
     case 48:
-        return launch_pooling_attention_backward<T, 48>(w, stream);
+        return of_dim<T, 48>(w, stream);
     case 64:
-        return launch_pooling_attention_backward<T, 64>(w, stream);
+        return of_dim<T, 64>(w, stream);
     case 80:
-        return launch_pooling_attention_backward<T, 80>(w, stream);
+        return of_dim<T, 80>(w, stream);
     case 96:
-        return launch_pooling_attention_backward<T, 96>(w, stream);
+        return of_dim<T, 96>(w, stream);
     case 128:
-        return launch_pooling_attention_backward<T, 128>(w, stream);
+        return of_dim<T, 128>(w, stream);
     default:
         return "no kernel for this head dim";
     }
+}
+
+template <class T> const char *of_type(const AttentionBackwardWork &w, Stream stream) {
+    const char *const reason = kernels_of_dim<T>(w, stream);
+    return reason || w.plan.parts == 1 ? reason : launch_attention_grad_sum<T>(w, stream);
 }
 
 } // namespace
@@ -31,14 +45,16 @@ const char *pooling_attention_backward(const AttentionBackwardProblem &p, void *
     if (!p.q && !p.k && !p.v && !p.rel_pos)
         return nullptr;
     const AttentionBackwardWork work = {p, attention_backward_plan(p), static_cast<char *>(scratch)};
-    const bool is_bf16 = p.forward.dtype == DType::bf16;
-    if (!is_bf16 && p.forward.dtype != DType::f16)
+    switch (p.forward.dtype) {
+    case DType::f16:
+        return of_type<f16>(work, stream);
+    case DType::bf16:
+        return of_type<bf16>(work, stream);
+    case DType::f32:
+        return of_type<f32>(work, stream);
+    default:
         return "no kernel for this dtype";
-    if (const char *const reason = is_bf16 ? of_type<bf16>(work, stream) : of_type<f16>(work, stream))
-        return reason;
-    if (work.plan.parts == 1)
-        return nullptr;
-    return is_bf16 ? launch_attention_grad_sum<bf16>(work, stream) : launch_attention_grad_sum<f16>(work, stream);
+    }
 }
 
 } // namespace mvit::cuda

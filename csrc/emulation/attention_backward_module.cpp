@@ -13,14 +13,14 @@ const void *address(const Strided &of) { return reinterpret_cast<const void *>(o
 
 // sizes: B, H, Nq, Nk, D. grad_out's strides are those of (B, H, Nq). gradients: of q, k, v and rel_pos, 0 where not
 // asked for.
-AttentionBackwardProblem problem_of(const std::string &dtype, const std::array<int64_t, 5> &sizes,
+AttentionBackwardProblem problem_of(const std::string &dtype, bool tf32, const std::array<int64_t, 5> &sizes,
                                     const std::array<Strided, 4> &inputs, const std::array<int64_t, 3> &grid_k,
                                     double scale, bool has_cls, const std::string &residual, uintptr_t lse,
                                     const Strided &grad_out, uintptr_t grad_lse,
                                     const std::array<uintptr_t, 4> &gradients) {
     AttentionBackwardProblem g = {};
     AttentionProblem &p = g.forward;
-    p.dtype = dtype_of(dtype);
+    p.dtype = dtype_of(dtype), p.tf32 = tf32;
     p.batch = sizes[0], p.heads = sizes[1], p.queries = sizes[2], p.keys = sizes[3], p.head_dim = sizes[4];
     p.has_cls = has_cls;
     p.residual = residual == "none" ? Residual::none : residual == "all" ? Residual::all : Residual::no_cls;
@@ -44,26 +44,29 @@ AttentionBackwardProblem problem_of(const std::string &dtype, const std::array<i
 } // namespace
 
 void add_attention_backward_kernels(py::module_ &m) {
-    m.def("pooling_attention_backward", [](const std::string &dtype, const std::array<int64_t, 5> &sizes,
-                                           const std::array<Strided, 4> &inputs, const std::array<int64_t, 3> &grid_k,
-                                           double scale, bool has_cls, const std::string &residual, uintptr_t lse,
-                                           const Strided &grad_out, uintptr_t grad_lse,
-                                           const std::array<uintptr_t, 4> &gradients, uint64_t seed) {
-        const AttentionBackwardProblem p =
-            problem_of(dtype, sizes, inputs, grid_k, scale, has_cls, residual, lse, grad_out, grad_lse, gradients);
-        const Scratch scratch(cuda::pooling_attention_backward_scratch(p));
-        if (const char *const reason = cuda::pooling_attention_backward(p, scratch.data(), &seed))
-            throw std::runtime_error(reason);
-    });
+    m.def("pooling_attention_backward",
+          [](const std::string &dtype, bool tf32, const std::array<int64_t, 5> &sizes,
+             const std::array<Strided, 4> &inputs, const std::array<int64_t, 3> &grid_k, double scale, bool has_cls,
+             const std::string &residual, uintptr_t lse, const Strided &grad_out, uintptr_t grad_lse,
+             const std::array<uintptr_t, 4> &gradients, uint64_t seed) {
+              const AttentionBackwardProblem p = problem_of(dtype, tf32, sizes, inputs, grid_k, scale, has_cls,
+                                                            residual, lse, grad_out, grad_lse, gradients);
+              const Scratch scratch(cuda::pooling_attention_backward_scratch(p));
+              if (const char *const reason = cuda::pooling_attention_backward(p, scratch.data(), &seed))
+                  throw std::runtime_error(reason);
+          });
     // (query tiles, key tiles, parts, tiles of a part, bytes of scratch memory) with all gradients asked for.
     m.def("attention_backward_plan", [](const std::array<int64_t, 5> &sizes, const std::array<int64_t, 3> &grid_k) {
         const bool rel_pos = grid_k[0] > 0;
-        const AttentionBackwardProblem p = problem_of("bfloat16", sizes, {{{1, {}}, {1, {}}, {1, {}}, {rel_pos, {}}}},
-                                                      grid_k, 1, true, "all", 1, {1, {}}, 0, {1, 1, 1, rel_pos});
+        const AttentionBackwardProblem p =
+            problem_of("bfloat16", false, sizes, {{{1, {}}, {1, {}}, {1, {}}, {rel_pos, {}}}}, grid_k, 1, true, "all",
+                       1, {1, {}}, 0, {1, 1, 1, rel_pos});
         const AttentionBackwardPlan plan = attention_backward_plan(p);
         return std::array<int64_t, 5>{plan.query_tiles, plan.key_tiles, plan.parts, plan.part_tiles, plan.total_bytes};
     });
-    m.def("backward_shared_bytes", [](int dim, int64_t entries) { return backward_shared_bytes(dim, entries); });
+    m.def("max_backward_rel_pos_row", [](const std::string &dtype, int64_t head_dim, int64_t shared_bytes) {
+        return max_backward_rel_pos_row(dtype_of(dtype), head_dim, shared_bytes);
+    });
 }
 
 } // namespace mvit::emulation

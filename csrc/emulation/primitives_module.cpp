@@ -198,6 +198,7 @@ void add_primitives(pybind11::module_ &m) {
     m.def("shuffle_xor", &shuffle);
     m.def("any", &any_of);
     m.def("tile_layout", &tile_layout_of);
+    m.def("multiply_add", [](float a, float b, float c) { return multiply_add(a, b, c); });
     m.def("pack_f16", [](float low, float high) { return pack<f16>(low, high); });
     m.def("pack_bf16", [](float low, float high) { return pack<bf16>(low, high); });
     m.def("tf32", [](float x) { return emulation::float_of(tf32(x)); });

@@ -14,8 +14,6 @@ LEAST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
 """Of attention, and of pooling with a norm."""
-GRADIENT_DTYPES = (torch.bfloat16, torch.float16)
-"""Of attention."""
 
 
 # What fits in the shared memory of every GPU, as csrc/common/limits.h has it.
@@ -27,7 +25,8 @@ def max_taps(mode: str) -> int:
 def max_row(dtype: torch.dtype, head_dim: int, needs_grad: bool) -> int:
     """Entries of a row of relative position."""
     if needs_grad:
-        return 64 if head_dim <= 96 else 32
+        narrow, wide = (64, 32) if dtype != torch.float32 else (42, 26)
+        return narrow if head_dim <= 96 else wide
     return 190 if dtype != torch.float32 else 150 if head_dim <= 96 else 95
 
 
@@ -93,8 +92,6 @@ class CudaBackend(CompiledBackend):
             if problem.rel_pos_entries > most:
                 with_gradient = " with gradient" if problem.needs_grad else ""
                 yield f"rel-pos rows of {problem.rel_pos_entries} entries{with_gradient}: at most {most}"
-            if problem.needs_grad and problem.dtype in DTYPES and problem.dtype not in GRADIENT_DTYPES:
-                yield f"gradients in {problem.dtype}: bfloat16 or float16"
 
     # cuBLAS is the right kernel for these; a process that asks for this backend gets it.
     linear = staticmethod(reference.linear)

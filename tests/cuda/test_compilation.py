@@ -34,6 +34,8 @@ pytestmark = pytest.mark.skipif(
         "attention_grad_q<bf16, 96, true>",
         "attention_grad_kv<bf16, 96, true>",
         "attention_grad_kv<f16, 128, true>",
+        "attention_grad_q_float32<96, false, true>",
+        "attention_grad_kv_float32<96, true, true>",
         "pool3d_norm<bf16>",
         "pool3d_norm<f32>",
         "decomposed_rel_pos<bf16>",

@@ -98,6 +98,10 @@ def test_16_bit_numbers_round_as_the_hardware_does(emulation, dtype) -> None:
         )
 
 
+def test_multiply_add_rounds_once(emulation) -> None:
+    assert emulation.multiply_add(1 + 2**-12, 1 - 2**-12, -1.0) == -(2**-24)
+
+
 @pytest.mark.parametrize("dim", [16, 48, 64, 80, 96, 112, 128])
 def test_swizzled_tile_has_no_bank_conflicts_and_a_place_for_each_chunk(emulation, dim) -> None:
     assert emulation.tile_layout(dim) == (1, True)

@@ -105,8 +105,6 @@ def test_op_matches_float64_whatever_the_alignment(make, case, dtype, layout: ty
 @pytest.mark.parametrize(("make", "case", "dtype"), CASES)
 def test_gradients_match_float64_whatever_the_alignment(make, case, dtype, layout: type[Guarded]) -> None:
     memory = layout(device=DEVICE)
-    if make is attention and dtype == torch.float32:
-        pytest.skip("attention has no CUDA kernel for its gradients in float32")
     run, inputs = make(case, dtype, memory)
     like = run(reference, *inputs)
     grad = layout(1, DEVICE)(*like.shape, dtype=like.dtype)
@@ -134,8 +132,6 @@ LAYERS = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_whole_layer_matches_float64(name: str, dtype: torch.dtype, train: bool) -> None:
-    if train and dtype == torch.float32:
-        pytest.skip("attention has no CUDA kernel for its gradients in float32")
     thw, generator = (2, 8, 8), torch.Generator().manual_seed(0)
     layer = MultiHeadPoolingAttention(32, 96, thw, num_heads=2, has_cls_embed=True, **LAYERS[name])
     with torch.no_grad():

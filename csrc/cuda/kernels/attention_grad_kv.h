@@ -8,7 +8,7 @@
 // position 4 * 64 * queries * entries more; traffic (2 * D + entries) elements in for each query.
 #pragma once
 
-#include "cuda/kernels/rel_pos_products.h"
+#include "cuda/kernels/one_hot_products.h"
 #include "cuda/kernels/tile_copy.h"
 #include "cuda/kernels/tile_product.h"
 
@@ -80,8 +80,11 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     else
         cp_async_commit();
     if constexpr (kRelPos)
-        if (thread < kTile)
-            OneHotRow<T>(kOneHot + Shared(thread) * key_row, depth).move_to(p, first_key + thread);
+        if (thread < kTile) {
+            KeyPlace place;
+            place.go_to(p, first_key + thread);
+            OneHotRow<T>(kOneHot + Shared(thread) * key_row, depth).move_to(place.entries(p));
+        }
 
     uint32_t k[kDimSteps][4], v[kDimSteps][4];
     const LaneRow<kDim> by_depth = rows_by_depth<kDim>(lane), by_column = rows_by_column<kDim>(lane);

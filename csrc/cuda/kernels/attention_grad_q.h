@@ -3,13 +3,13 @@
 //   global -> shared    q and dO once, into the room of the second stage; k and v through a 2-stage cp.async ring
 //   first walk          S = q k^T, P = exp2(S - lse), dP = dO v^T by mma.m16n8k16; delta = rowsum(P * dP)
 //   second walk         the same, dP's accumulators beginning at -delta; dS = P * dP in the input dtype; dq += dS k
-//   relative position   bias and the rows' gradients by products with a one-hot matrix (rel_pos_products.h)
+//   relative position   bias and the rows' gradients by products with a one-hot matrix (one_hot_products.h)
 //   epilogue            scale * dq, + dO (residual pooling), rounded once, stored as rows of 16 bytes
 // Also written, for attention_grad_kv: lse and delta - grad_lse of each query, and its row of bias as 16-bit numbers.
 // Work per block: 10 * 64 * Nk * D FLOP, with relative position 10 * 64 * Nk * entries more.
 #pragma once
 
-#include "cuda/kernels/rel_pos_products.h"
+#include "cuda/kernels/one_hot_products.h"
 #include "cuda/kernels/tile_copy.h"
 #include "cuda/kernels/tile_product.h"
 
@@ -101,9 +101,14 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     // Threads below kTile own a row of each stage's one-hot matrix.
     OneHotRow<T> ones(one_hot + Shared(thread % kTile) * key_row, kRelPos && thread < kTile ? depth : 0);
     OneHotRow<T> next_ones(ones.row + kTile * key_row, kRelPos && thread < kTile ? depth : 0);
+    KeyPlace place; // in the second tile, and on
+    uint32_t first_entries = KeyPlace::kNone;
     if constexpr (kRelPos) {
+        place.go_to(p, thread);
+        first_entries = place.entries(p);
+        place.go_to(p, kTile + thread);
         if (thread < kTile)
-            ones.move_to(p, thread);
+            ones.move_to(first_entries);
         for (int entry = 0; entry < depth; entry += 8)
             store_shared(sums + Shared(entry / 8) * kSumStep, Float4{});
     }
@@ -138,9 +143,11 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
             k_copy.start(kStage - stage, count, dim);
             v_copy.start(kStage - stage + kTileBytes, count, dim);
             cp_async_commit();
-            if constexpr (kRelPos)
+            if constexpr (kRelPos) {
                 if (thread < kTile)
-                    next_ones.move_to(p, next + thread);
+                    next_ones.move_to(next == 0 ? first_entries : place.entries(p));
+                place.next_tile(p);
+            }
         }
     };
     const auto end = [&] {
@@ -228,6 +235,8 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     }
     if (!second_walk)
         return;
+    if constexpr (kRelPos)
+        place.go_to(p, kTile + thread);
     walk(Number<1>{}, false);
 
     if constexpr (kRelPos) {

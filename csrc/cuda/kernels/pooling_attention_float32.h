@@ -85,7 +85,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::float32, kDi
                     for (int i = 0; i < 4; ++i) {
                         MVIT_UNROLL
                         for (int j = 0; j < 4; ++j)
-                            s[i][j] += x[i].value[c] * y[j].value[c];
+                            s[i][j] = multiply_add(x[i].value[c], y[j].value[c], s[i][j]);
                     }
                 }
             }

@@ -12,7 +12,9 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
     using Rows = Tile<kDim>;
     static constexpr int kStep = kThreads / Rows::kGroup; // rows of a pass
     static constexpr int kGroups = Rows::kChunks / Rows::kGroup;
-    static_assert(kRows % kStep == 0 && kStep % 8 == 0, "whole passes over which the swizzle repeats");
+    static constexpr int kPasses = kRows < kStep ? 1 : kRows / kStep; // of few rows, some threads have none
+    static_assert(kRows % 8 == 0 && (kRows < kStep || kRows % kStep == 0) && kStep % 8 == 0,
+                  "whole passes over which the swizzle repeats");
 
     const char *from; // of this thread, in the tile
     int64_t step;     // bytes from pass to pass
@@ -22,16 +24,16 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
     MVIT_DEVICE TileCopy(const void *base, int64_t stride)
         : row(thread_index() / Rows::kGroup), chunk(thread_index() % Rows::kGroup) {
         from = static_cast<const char *>(base) + 2 * (row * stride + chunk * 8);
-        step = 2 * kStep * stride;
+        step = 2 * (kRows < kStep ? kRows : kStep) * stride;
         to = Rows::offset(row, chunk);
     }
 
     // Rows from `count` on and chunks past `dim` become zeros. Goes on to the next kRows rows.
     MVIT_DEVICE void start(Shared tile, int count, int dim) {
         MVIT_UNROLL
-        for (int pass = 0; pass < kRows / kStep; ++pass) {
+        for (int pass = 0; pass < kPasses; ++pass) {
             MVIT_UNROLL
-            for (int group = 0; group < kGroups; ++group)
+            for (int group = 0; group < kGroups && has_rows(); ++group)
                 cp_async_16(tile + to + Shared(pass * kStep * Rows::kRowBytes + group * Rows::kGroup * 16),
                             from + group * Rows::kGroup * 16,
                             row + pass * kStep < count && (chunk + group * Rows::kGroup) * 8 < dim);
@@ -42,9 +44,9 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
     // Replaces each 16 bytes that this thread has copied into a tile by f of them.
     template <class F> MVIT_DEVICE void apply(Shared tile, const F &f) const {
         MVIT_UNROLL
-        for (int pass = 0; pass < kRows / kStep; ++pass) {
+        for (int pass = 0; pass < kPasses; ++pass) {
             MVIT_UNROLL
-            for (int group = 0; group < kGroups; ++group) {
+            for (int group = 0; group < kGroups && has_rows(); ++group) {
                 const Shared at = tile + to + Shared(pass * kStep * Rows::kRowBytes + group * Rows::kGroup * 16);
                 store_shared(at, f(load_shared<Vector16>(at)));
             }
@@ -52,7 +54,9 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
     }
 
     // Back by `tiles` tiles.
-    MVIT_DEVICE void rewind(int64_t tiles) { from -= tiles * (kRows / kStep) * step; }
+    MVIT_DEVICE void rewind(int64_t tiles) { from -= tiles * kPasses * step; }
+
+    MVIT_DEVICE bool has_rows() const { return kRows >= kStep || row < kRows; }
 };
 
 // The 16 rows of each warp, of which `count` in the whole tile are there, to contiguous rows of `dim` 16-bit elements.

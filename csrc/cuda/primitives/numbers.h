@@ -104,6 +104,15 @@ MVIT_DEVICE float fast_log2(float x) {
 #endif
 }
 
+// a * b + c, rounded once (fma.rn.f32).
+MVIT_DEVICE float multiply_add(float a, float b, float c) {
+#ifdef __CUDACC__
+    return __fmaf_rn(a, b, c);
+#else
+    return std::fma(a, b, c);
+#endif
+}
+
 // 1 / sqrt(x), both rounded to nearest.
 MVIT_DEVICE float inverse_square_root(float x) {
 #ifdef __CUDACC__

@@ -30,32 +30,54 @@ template <class T> MVIT_DEVICE void split(float first, float second, uint32_t &r
     rest = pack<T>(first - low, second - high);
 }
 
+// The place in the grid of the key that a thread follows from tile to tile: divisions only where it begins.
+struct KeyPlace {
+    static constexpr uint32_t kNone = 0xffffffffu;
+    int index = 0, t = 0, h = 0, w = 0;     // index: without cls
+    int step_t = 0, step_h = 0, step_w = 0; // of a tile
+
+    MVIT_DEVICE void go_to(const AttentionProblem &p, int64_t key) {
+        index = int(key) - (p.has_cls ? 1 : 0);
+        const uint32_t i = uint32_t(index), width = uint32_t(p.grid_k.w), height = uint32_t(p.grid_k.h);
+        t = int(i / width / height), h = int(i / width % height), w = int(i % width);
+        step_t = int(kBackwardTile / width / height), step_h = int(kBackwardTile / width % height);
+        step_w = int(kBackwardTile % width);
+    }
+    // Not from the cls key.
+    MVIT_DEVICE void next_tile(const AttentionProblem &p) {
+        index += kBackwardTile;
+        w += step_w, h += step_h, t += step_t;
+        if (w >= int(p.grid_k.w))
+            w -= int(p.grid_k.w), ++h;
+        if (h >= int(p.grid_k.h))
+            h -= int(p.grid_k.h), ++t;
+    }
+    // Three 10-bit numbers of entries, or kNone for cls and past the end.
+    MVIT_DEVICE uint32_t entries(const AttentionProblem &p) const {
+        const int of_h = int(p.grid_k.t), of_w = of_h + int(p.grid_k.h);
+        return index >= 0 && t < of_h ? uint32_t(t | (of_h + h) << 10 | (of_w + w) << 20) : kNone;
+    }
+};
+
 // A thread's row of a one-hot matrix in shared memory. Each new key moves the ones of the last.
 template <class T> struct OneHotRow {
-    static constexpr uint32_t kNone = 0xffffffffu;
     Shared row;
-    uint32_t key; // its entries, in 10 bits each
+    uint32_t key; // its entries
 
-    MVIT_DEVICE OneHotRow(Shared row, int depth) : row(row), key(kNone) {
+    MVIT_DEVICE OneHotRow(Shared row, int depth) : row(row), key(KeyPlace::kNone) {
         for (int chunk = 0; chunk < depth / 8; ++chunk)
             store_shared(row + Shared(16 * chunk), Vector16{});
     }
     MVIT_DEVICE void write(uint16_t value) const {
-        if (key == kNone)
+        if (key == KeyPlace::kNone)
             return;
         MVIT_UNROLL
         for (int axis = 0; axis < 3; ++axis)
             store_shared(row + (key >> (10 * axis) & 1023) * 2, value);
     }
-    MVIT_DEVICE void move_to(const AttentionProblem &p, int64_t number) {
+    MVIT_DEVICE void move_to(uint32_t entries) {
         write(0);
-        const int cls = p.has_cls ? 1 : 0;
-        key = kNone; // cls, or none at all
-        if (number >= cls && number < p.keys) {
-            const uint32_t i = uint32_t(number) - uint32_t(cls);
-            const uint32_t width = uint32_t(p.grid_k.w), height = uint32_t(p.grid_k.h), depth = uint32_t(p.grid_k.t);
-            key = i / width / height | (depth + i / width % height) << 10 | (depth + height + i % width) << 20;
-        }
+        key = entries;
         write(IsBf16<T>::value ? 0x3f80 : 0x3c00);
     }
 };
