@@ -41,6 +41,12 @@ KERNELS |= {
     for dim, budget in ATTENTION_REGISTERS.items()
     for rel_pos in ("false", "true")
 }
+KERNELS |= {
+    f"pooled_query_attention<{dtype}, {dim}, AttentionBias::{bias}>": budget
+    for dtype in ("f16", "bf16")
+    for dim, budget in ATTENTION_REGISTERS.items()
+    for bias in ("none", "product")
+}
 KERNELS |= {f"attention_combine<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
 KERNELS |= {
     f"{name}<{dtype}, {dim}, {rel_pos}>": budget
@@ -82,6 +88,7 @@ PROBLEMS = {
         "pooling_attention": "AttentionForward",
         "pooling_attention_float32": "AttentionForward",
         "pooling_attention_tf32": "AttentionForward",
+        "pooled_query_attention": "PooledQueryForward",
         "attention_combine": "AttentionForward",
         "attention_grad_q": "AttentionBackwardWork",
         "attention_grad_kv": "AttentionBackwardWork",
@@ -100,7 +107,10 @@ PROBLEMS |= {
 }
 """The header of each kernel, and what it takes."""
 
-TENSOR_CORES = r"(pooling_attention|attention_grad_q|attention_grad_kv)<|pooling_attention_tf32|\w+_float32<\d+, true,"
+TENSOR_CORES = (
+    r"(pooling_attention|attention_grad_q|attention_grad_kv)<|pooling_attention_tf32|pooled_query|"
+    r"\w+_float32<\d+, true,"
+)
 """Kernels that must have tensor-core instructions."""
 
 SOURCE = """#include "cuda/kernels/{name}.h"

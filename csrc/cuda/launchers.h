@@ -4,6 +4,7 @@
 
 #include "common/attention_backward_tiles.h"
 #include "common/pool_backward_tiles.h"
+#include "common/pooled_query.h"
 #include "common/rel_pos_backward_tiles.h"
 #include "cuda/primitives/stream.h"
 
@@ -37,9 +38,13 @@ const char *decomposed_rel_pos_forward(const RelPosProblem &p, Stream stream);
 int64_t decomposed_rel_pos_backward_scratch(const RelPosBackwardProblem &p);
 const char *decomposed_rel_pos_backward(const RelPosBackwardProblem &p, void *scratch, Stream stream);
 
+// pooling_attention of q before its pooling, which happens inside. k, v and x as above.
+const char *pooled_query_attention_forward(const PooledQueryProblem &p, Stream stream);
+
 // One instantiation, defined in a file of its own (csrc/cuda/instantiations).
 template <class T, int kDim> const char *launch_pooling_attention(const AttentionForward &f, Stream stream);
 template <int kDim> const char *launch_pooling_attention_float32(const AttentionForward &f, Stream stream);
+template <class T, int kDim> const char *launch_pooled_query_attention(const PooledQueryForward &f, Stream stream);
 template <class T> const char *launch_attention_combine(const AttentionForward &f, Stream stream);
 template <class T, int kDim>
 const char *launch_pooling_attention_backward(const AttentionBackwardWork &w, Stream stream);

@@ -35,6 +35,21 @@ template <class T> const char *attention_of_type(const AttentionForward &f, Stre
     return reason || f.splits == 1 ? reason : launch_attention_combine<T>(f, stream);
 }
 
+template <class T> const char *pooled_query_of_type(const PooledQueryForward &f, Stream stream) {
+    switch (attention_dim(f.attention.p.head_dim)) {
+    case 48:
+        return launch_pooled_query_attention<T, 48>(f, stream);
+    case 64:
+        return launch_pooled_query_attention<T, 64>(f, stream);
+    case 80:
+        return launch_pooled_query_attention<T, 80>(f, stream);
+    case 96:
+        return launch_pooled_query_attention<T, 96>(f, stream);
+    default:
+        return launch_pooled_query_attention<T, 128>(f, stream);
+    }
+}
+
 } // namespace
 
 int64_t pooling_attention_forward_scratch(const AttentionProblem &p) {
@@ -56,6 +71,14 @@ const char *pooling_attention_forward(const AttentionProblem &p, void *scratch, 
     default:
         return "no kernel for this dtype";
     }
+}
+
+const char *pooled_query_attention_forward(const PooledQueryProblem &p, Stream stream) {
+    if (const char *const reason = pooled_query_not_supported(p))
+        return reason;
+    const PooledQueryForward f = pooled_query_forward(p);
+    return p.attention.dtype == DType::f16 ? pooled_query_of_type<f16>(f, stream)
+                                           : pooled_query_of_type<bf16>(f, stream);
 }
 
 } // namespace mvit::cuda

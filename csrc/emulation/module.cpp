@@ -6,6 +6,7 @@ PYBIND11_MODULE(mvit_emulation, m) {
     pybind11::register_exception<mvit::emulation::Error>(m, "Error", PyExc_RuntimeError);
     mvit::emulation::add_primitives(m);
     mvit::emulation::add_attention_kernels(m);
+    mvit::emulation::add_pooled_query_kernel(m);
     mvit::emulation::add_attention_backward_kernels(m);
     mvit::emulation::add_token_kernels(m);
     mvit::emulation::add_token_backward_kernels(m);

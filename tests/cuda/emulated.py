@@ -94,6 +94,41 @@ def pooling_attention_backward(
     return [None if one is None else one[1] for one in made]
 
 
+def pooled_query_attention(
+    emulation: ModuleType,
+    x: Tensor,
+    thw: Grid,
+    pool: Pool,
+    k: Tensor,
+    v: Tensor,
+    *,
+    weight: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    tables: Sequence[Tensor | None],
+    grid_k: Grid,
+    scale: float,
+    has_cls: bool,
+    residual: str,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    batch, heads, _, dim = x.shape
+    num_q = int(has_cls) + tokens(pool.out_grid(thw))
+    out_room, out = _output((batch, num_q, heads, dim), x.dtype)
+    lse_room, lse = _output((batch, heads, num_q), torch.float32)
+    emulation.pooled_query_attention(
+        *(_name(x), (batch, heads, k.shape[2], dim)),
+        _branch(x, None, thw, pool, weight, norm_weight, norm_bias, norm_eps),
+        *(y for t in (k, v) for y in (t.data_ptr(), t.stride()[:3])),
+        *(grid_k, [_parameter(table) for table in tables], scale, has_cls, residual),
+        *(out.data_ptr(), lse.data_ptr(), seed),
+    )
+    _assert_margins(out_room)
+    _assert_margins(lse_room)
+    return out, lse
+
+
 def qkv_pool3d_norm(
     emulation: ModuleType,
     x: Sequence[Tensor],
@@ -114,23 +149,7 @@ def qkv_pool3d_norm(
         room, out = _output(shape, x[i].dtype)
         rooms.append(room)
         outs.append(out)
-        branches.append(
-            {
-                "x": x[i].data_ptr(),
-                "strides": x[i].stride()[:3],
-                "out": out.data_ptr(),
-                "thw": thw[i],
-                "kernel": branch.kernel,
-                "stride": branch.stride,
-                "padding": branch.padding,
-                "mode": branch.mode,
-                "weight": _parameter(weight[i]),
-                "per_head_weight": weight[i] is not None and weight[i].shape[0] != dim,
-                "norm_weight": _parameter(norm_weight[i]),
-                "norm_bias": _parameter(norm_bias[i]),
-                "norm_eps": norm_eps[i],
-            }
-        )
+        branches.append(_branch(x[i], out, thw[i], branch, weight[i], norm_weight[i], norm_bias[i], norm_eps[i]))
     emulation.pool3d_norm(_name(x[0]), batch, heads, dim, has_cls, branches, seed)
     for room in rooms:
         _assert_margins(room)
@@ -157,6 +176,33 @@ def decomposed_rel_pos(
     )
     _assert_margins(room)
     return rows
+
+
+def _branch(
+    x: Tensor,
+    out: Tensor | None,
+    thw: Grid,
+    pool: Pool,
+    weight: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+) -> dict[str, object]:
+    return {
+        "x": x.data_ptr(),
+        "strides": x.stride()[:3],
+        "out": 0 if out is None else out.data_ptr(),
+        "thw": thw,
+        "kernel": pool.kernel,
+        "stride": pool.stride,
+        "padding": pool.padding,
+        "mode": pool.mode,
+        "weight": _parameter(weight),
+        "per_head_weight": weight is not None and weight.shape[0] != x.shape[3],
+        "norm_weight": _parameter(norm_weight),
+        "norm_bias": _parameter(norm_bias),
+        "norm_eps": norm_eps,
+    }
 
 
 def _output(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(
         "pooling_attention<bf16, 96, AttentionBias::product>",
         "pooling_attention<bf16, 96, AttentionBias::none>",
         "pooling_attention<f16, 80, AttentionBias::gather>",
+        "pooled_query_attention<bf16, 96, AttentionBias::product>",
         "pooling_attention_float32<96, true>",
         "pooling_attention_tf32<96, true>",
         "attention_combine<bf16>",

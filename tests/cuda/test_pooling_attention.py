@@ -27,6 +27,14 @@ CASES = [
     AttentionCase((2, 3, 3), (2, 3, 3), batch=0),
 ]
 
+# More relative-position entries than the product with a one-hot matrix takes, and the last that it does.
+MANY_ENTRIES = [
+    AttentionCase((1, 3, 4), (1, 28, 28), heads=1, has_cls=False, residual="all"),
+    AttentionCase((1, 3, 5), (1, 24, 24), heads=1),
+    AttentionCase((1, 9, 9), (1, 23, 24), heads=1, head_dim=64),
+    AttentionCase((1, 2, 2), (1, 2, 60), heads=1, head_dim=128),
+]
+
 PUBLISHED = [
     AttentionCase((1, 8, 9), (8, 7, 7), heads=1, rel_pos=False),  # MViTv1-B blocks 0 and 4 to 12: Nk = 393
     AttentionCase((1, 5, 8), (8, 7, 7), heads=1),  # MViTv2-S
@@ -49,7 +57,7 @@ def check(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES + PUBLISHED, ids=str)
+@pytest.mark.parametrize("case", CASES + MANY_ENTRIES + PUBLISHED, ids=str)
 def test_attention_matches_float64(emulation, case, dtype) -> None:
     check(emulation, case, dtype)
 
@@ -82,6 +90,39 @@ def test_nan_and_infinity_propagate_as_in_eager(emulation, where, bad) -> None:
     expected, _ = reference.pooling_attention(**inputs, **case.options)
     assert torch.equal(out.isnan(), expected.isnan())
     torch.testing.assert_close(out, expected, equal_nan=True, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("has_cls", [False, True])
+@pytest.mark.parametrize("scale", [0.1, 3.0, -0.2, 0.0])
+@pytest.mark.parametrize("excluded", ["a key", "a line", "all of an axis", "all but one", "one NaN"])
+def test_relative_position_may_exclude_keys(emulation, excluded, scale, has_cls) -> None:
+    case = AttentionCase((1, 3, 5), (2, 7, 9), heads=1, head_dim=16, has_cls=has_cls)
+    inputs, first = case.inputs(Aligned(), torch.bfloat16), int(has_cls)
+    row = inputs["rel_pos"][0, 0, 4]
+    changes = {"a key": [0, 2, 9], "a line": [11], "all of an axis": range(2, 9), "all but one": range(3, 9)}
+    row[list(changes.get(excluded, [5]))] = torch.nan if excluded == "one NaN" else -torch.inf
+    inputs["rel_pos"][0, 0, :first] = 0
+    options = {**case.options, "scale": scale}
+    out, lse = pooling_attention(emulation, **inputs, **options)
+    exact = dict(zip(inputs, double(list(inputs.values())), strict=True))
+    oracle, oracle_lse = reference.pooling_attention(**exact, **options)
+    eager, _ = reference.pooling_attention(**inputs, **options)
+    assert out.isnan().any() == (excluded == "one NaN" or (excluded == "all of an axis" and not has_cls))
+    assert torch.equal(out.isnan(), oracle.isnan())
+    assert_within_rule(*(x[~oracle.isnan()] for x in (out, eager, oracle)))
+    finite = oracle_lse.isfinite()
+    torch.testing.assert_close(lse[finite].double(), oracle_lse[finite], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_relative_position_keeps_its_small_differences(emulation, dtype) -> None:
+    case = AttentionCase((1, 3, 5), (2, 7, 7), heads=1)
+    inputs = case.inputs(Aligned(), dtype)
+    inputs["rel_pos"] = inputs["rel_pos"] + 100  # three entries: 300 on every score but the cls token's
+    out, _ = pooling_attention(emulation, **inputs, **case.options)
+    exact = dict(zip(inputs, double(list(inputs.values())), strict=True))
+    oracle, _ = reference.pooling_attention(**exact, **case.options)
+    assert_within_rule(out, reference.pooling_attention(**inputs, **case.options)[0], oracle)
 
 
 def test_large_scores_do_not_overflow(emulation) -> None:

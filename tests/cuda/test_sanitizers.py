@@ -55,6 +55,20 @@ def attention_backward(dtype, dim, num_q, num_k, grid_k, tf32=False):
         [dq, dk, dv, d_rel_pos], 3)
 
 
+def pooled_query(dtype, dim, mode, kernel, stride):
+    tokens, queries, grid_k = 1 + 2 * 7 * 5, (2, 4, 3), (2, 3, 5)
+    num_q, num_k, taps = 1 + 24, 1 + 30, kernel[0] * kernel[1] * kernel[2]
+    branch = dict(
+        x=room(2 * tokens * dim - short // 2), strides=(2 * tokens * dim, tokens * dim, dim), out=0, thw=(2, 7, 5),
+        kernel=kernel, stride=stride, padding=tuple(k // 2 for k in kernel), mode=mode, per_head_weight=False,
+        norm_eps=1e-6, weight=(room(dim * taps), dtype), norm_weight=(room(dim), dtype), norm_bias=(room(dim), dtype))
+    strides = (2 * num_k * dim, num_k * dim, dim)
+    emulation.pooled_query_attention(
+        dtype, (1, 2, num_k, dim), branch, room(2 * num_k * dim), strides, room(2 * num_k * dim), strides, grid_k,
+        [(room(q * k * dim), dtype) for q, k in zip(queries, grid_k)], 0.1, True, "no_cls",
+        room(num_q * 2 * dim), room(2 * num_q, 4), 3)
+
+
 def pooling(dtype, size, dim, mode, kernel, stride):
     tokens, outputs = 1 + 2 * 7 * 5, 1
     for n, k, s in zip((2, 7, 5), kernel, stride):
@@ -95,6 +109,8 @@ attention("float32", 72, 5, 65, None)
 attention("float32", 96, 70, 1 + 2 * 5 * 5, (2, 5, 5), tf32=True)
 attention("float16", 96, 5, 130, None, multiprocessors=50)
 attention("float32", 48, 5, 66, None, multiprocessors=50)
+attention("float16", 64, 9, 1 + 50, (1, 1, 50))
+pooled_query("bfloat16", 96, "conv", (3, 3, 3), (1, 2, 2))
 attention_backward("bfloat16", 96, 70, 1 + 2 * 7 * 7, (2, 7, 7))
 attention_backward("float16", 72, 1030, 5, (0, 0, 0))
 attention_backward("float32", 72, 70, 1 + 2 * 3 * 4, (2, 3, 4))

@@ -12,20 +12,24 @@ template <bool kValue> struct Constant {
     static constexpr bool value = kValue;
 };
 
-// The queries and keys of one block. Neighbouring blocks share keys.
+// The queries and keys of one block. Neighbouring blocks share keys. There are less than 2^31 blocks, so all counts of
+// them are 32-bit numbers; products with strides are made in 64 bits.
 struct AttentionBlock {
-    int64_t batch, head, split, first_query, first_key;
+    int batch, head, split;
+    int64_t first_query, first_key;
     int queries;  // there are, of the tile
     int64_t keys; // of this split
     int keys_of_tile;
 
-    MVIT_DEVICE AttentionBlock(const AttentionForward &f, int rows, int keys_of_tile) : keys_of_tile(keys_of_tile) {
+    MVIT_DEVICE AttentionBlock(const AttentionForward &f, int rows, int keys_of_tile, int64_t index = block_index())
+        : keys_of_tile(keys_of_tile) {
         const AttentionProblem &p = f.p;
-        const int64_t row_tiles = ceil_div(p.queries, rows), block = block_index();
-        first_query = block % row_tiles * rows;
-        split = block / row_tiles % f.splits;
-        head = block / row_tiles / f.splits % p.heads;
-        batch = block / row_tiles / f.splits / p.heads;
+        const uint32_t row_tiles = uint32_t(ceil_div(p.queries, rows)), splits = uint32_t(f.splits);
+        const uint32_t heads = uint32_t(p.heads), block = uint32_t(index);
+        first_query = int64_t(block % row_tiles) * rows;
+        split = int(block / row_tiles % splits);
+        head = int(block / row_tiles / splits % heads);
+        batch = int(block / row_tiles / splits / heads);
         first_key = split * f.keys_of_split;
         queries = int(min(p.queries - first_query, rows));
         keys = min(p.keys - first_key, f.keys_of_split);

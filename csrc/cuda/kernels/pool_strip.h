@@ -38,13 +38,14 @@ struct PoolPlace {
     }
 };
 
-// Copies the taps of the block's channels to the start of shared memory, [tap][channel] in float32.
-MVIT_DEVICE int stage_taps(const PoolProblem &p, const PoolBranch &b, const PoolPlace &place) {
+// Copies the taps of the block's channels to `at` in shared memory, [tap][channel] in float32.
+MVIT_DEVICE int stage_taps(const PoolProblem &p, const PoolBranch &b, const PoolPlace &place, Shared at = 0) {
     const int taps = b.mode == PoolMode::conv ? int(volume(b.kernel)) : 0, thread = thread_index();
     if (thread < place.channels) {
         const int64_t of_weight = (b.per_head_weight ? place.head * p.head_dim : 0) + place.first_channel + thread;
         for (int tap = 0; tap < taps; ++tap)
-            store_shared(Shared((tap * kPoolChannels + thread) * 4), load_parameter(b.weight, of_weight * taps + tap));
+            store_shared(at + Shared((tap * kPoolChannels + thread) * 4),
+                         load_parameter(b.weight, of_weight * taps + tap));
     }
     return taps;
 }
@@ -177,5 +178,36 @@ MVIT_DEVICE float centre(float (&value)[8], bool has_channels, int64_t head_dim,
     }
     return inverse_square_root(sum_of_token(squares) / float(head_dim) + float(eps));
 }
+
+// LayerNorm over the head dim, its vectors in shared memory as float32.
+struct Norm {
+    static constexpr int kSharedBytes = 2 * kPoolChannels * 4;
+    const PoolBranch &b;
+    Shared vectors; // scale and shift
+
+    MVIT_DEVICE void stage(int64_t first_channel, int channels) const {
+        const int thread = thread_index();
+        if (!b.norm || thread >= channels)
+            return;
+        const int64_t channel = first_channel + thread;
+        store_shared(vectors + Shared(4 * thread), b.norm_weight.data ? load_parameter(b.norm_weight, channel) : 1.0f);
+        store_shared(vectors + Shared(4 * (kPoolChannels + thread)),
+                     b.norm_bias.data ? load_parameter(b.norm_bias, channel) : 0.0f);
+    }
+
+    // Every lane of the warp takes part. `first` is this thread's first channel in the block.
+    MVIT_DEVICE void apply(float (&value)[8], int first, bool has_channels, int64_t head_dim) const {
+        if (!b.norm)
+            return;
+        const float factor = centre(value, has_channels, head_dim, b.norm_eps);
+        if (!has_channels)
+            return;
+        const Shared scale = vectors + Shared(4 * first), shift = scale + kPoolChannels * 4;
+        MVIT_UNROLL
+        for (int c = 0; c < 8; ++c)
+            value[c] = value[c] * factor * load_shared<float>(scale + Shared(4 * c)) +
+                       load_shared<float>(shift + Shared(4 * c));
+    }
+};
 
 } // namespace mvit::cuda

@@ -10,17 +10,43 @@
 #pragma once
 
 #include "cuda/kernels/attention_block.h"
+#include "cuda/kernels/bias_product.h"
 #include "cuda/kernels/online_softmax.h"
-#include "cuda/kernels/rel_pos_product.h"
 #include "cuda/kernels/tile_copy.h"
-#include "cuda/primitives/mma.h"
+#include "cuda/kernels/tile_product.h"
 
 namespace mvit::cuda {
 
-template <class T, int kDim, AttentionBias kBias>
-MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, kBias).threads,
-                                    attention_tile(AttentionKernel::half, kDim, kBias).blocks)
-    pooling_attention(const MVIT_GRID_CONSTANT AttentionForward f) {
+template <AttentionBias kBias>
+using BiasInShared = std::conditional_t<kBias == AttentionBias::product, BiasProduct, BiasRows>;
+
+// The queries of a tile, and the rows of their bias, from memory.
+template <class T, int kDim, AttentionBias kBias> struct CopiedQueries {
+    static constexpr AttentionTile kTile = attention_tile(AttentionKernel::half, kDim, kBias);
+
+    // Into the start of shared memory, by a cp.async that is to be waited for; with their signs changed by `sign`.
+    MVIT_DEVICE void load(const AttentionProblem &p, const AttentionBlock &block, uint32_t sign) const {
+        TileCopy<kTile.rows, kDim, kTile.threads> copy(
+            static_cast<const char *>(p.q) +
+                2 * (block.batch * p.q_stride_b + block.head * p.q_stride_h + block.first_query * p.q_stride_n),
+            p.q_stride_n);
+        copy.start(0, block.queries, int(p.head_dim));
+        cp_async_commit();
+        if (sign == 0)
+            return;
+        cp_async_wait<0>();
+        copy.apply(0, [=](Vector16 x) {
+            return Vector16{{x.word[0] ^ sign, x.word[1] ^ sign, x.word[2] ^ sign, x.word[3] ^ sign}};
+        });
+    }
+    MVIT_DEVICE void load_bias(const AttentionProblem &p, const AttentionBlock &block,
+                               const BiasInShared<kBias> &bias) const {
+        bias.load(p, block, kTile.rows, kTile.threads);
+    }
+};
+
+template <class T, int kDim, AttentionBias kBias, class Queries>
+MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &queries) {
     // Numbers, not the struct: GCC 12 fails on a constexpr struct inside a lambda under -fsanitize=undefined.
     constexpr int kRows = attention_tile(AttentionKernel::half, kDim, kBias).rows;
     constexpr int kKeys = attention_tile(AttentionKernel::half, kDim, kBias).keys;
@@ -34,39 +60,37 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
     const AttentionProblem &p = f.p;
     const AttentionBlock block(f, kRows, kKeys);
     const int lane = lane_index(), first_row = kWarpRows * warp_index(), dim = int(p.head_dim);
+    const float unit = score_scale(p) * kLog2E;
+    const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
+    queries.load(p, block, sign);
+
     const auto at = [&](const void *base, int64_t b, int64_t h, int64_t n) {
         return static_cast<const char *>(base) + 2 * (block.batch * b + block.head * h + n);
     };
     const char *const k = at(p.k, p.k_stride_b, p.k_stride_h, block.first_key * p.k_stride_n);
     const char *const v = at(p.v, p.v_stride_b, p.v_stride_h, block.first_key * p.v_stride_n);
     TileCopy<kKeys, kDim, kThreads> k_copy(k, p.k_stride_n), v_copy(v, p.v_stride_n);
-    TileCopy<kRows, kDim, kThreads> q_copy(at(p.q, p.q_stride_b, p.q_stride_h, block.first_query * p.q_stride_n),
-                                           p.q_stride_n);
-    q_copy.start(0, block.queries, dim);
+
     k_copy.start(kK, int(min(block.keys, kKeys)), dim);
     cp_async_commit();
 
-    const float unit = score_scale(p) * kLog2E;
-    const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
-    if (sign) {
-        cp_async_wait<0>();
-        q_copy.apply(0, [=](Vector16 x) {
-            return Vector16{{x.word[0] ^ sign, x.word[1] ^ sign, x.word[2] ^ sign, x.word[3] ^ sign}};
-        });
-    }
-    const std::conditional_t<kBias == AttentionBias::product, BiasProduct, BiasRows> bias(p, kRelPos, kRows);
+    const BiasInShared<kBias> bias(p, kRelPos, kRows);
     if constexpr (kBias != AttentionBias::none) {
-        bias.load(p, block, kRows, kThreads);
+        queries.load_bias(p, block, bias);
         bias.first_tile(p, block.first_key, kKeys);
     }
 
+    const LaneRow<kDim> depth_row = rows_by_depth<kDim>(lane), column_row = rows_by_column<kDim>(lane);
+    const Shared first_q = Shared(first_row * Rows::kRowBytes);
     float o[kBlocks][2 * kDimSteps][4] = {};
     OnlineSoftmax softmax[kBlocks];
-    // One tile of keys, of which and of all later ones `left` are there. Only the last may be short.
-    const auto step = [&](auto is_last, int64_t left) {
+    int left = int(ceil_div(block.keys, kKeys)) - 1; // tiles before the last
+    const int last = int(block.keys - int64_t(left) * kKeys);
+    // One tile of keys, of which `count` are there, and `next` of the one behind it. Only the last may be short.
+    const auto step = [&](auto is_last, int count, int next) {
         cp_async_wait<0>();
         sync_block(); // k is there; all are done with v
-        v_copy.start(kV, is_last.value ? int(left) : kKeys, dim);
+        v_copy.start(kV, count, dim);
         cp_async_commit();
 
         uint32_t probability[kBlocks][kKeySteps][4];
@@ -76,14 +100,12 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
             uint32_t a[kBlocks][4];
             MVIT_UNROLL
             for (int m = 0; m < kBlocks; ++m) {
-                ldmatrix_x4(a[m],
-                            Rows::offset(first_row + lane % 16, 2 * d + lane / 16) + Shared(16 * m * Rows::kRowBytes));
+                ldmatrix_x4(a[m], first_q + depth_row(d, m));
             }
             MVIT_UNROLL
             for (int n = 0; n < kKeySteps; ++n) {
                 uint32_t b[4];
-                ldmatrix_x4(b, kK + Rows::offset(lane / 16 * 8 + lane % 8, 2 * d + lane / 8 % 2) +
-                                   Shared(16 * n * Rows::kRowBytes));
+                ldmatrix_x4(b, kK + column_row(d, n));
                 MVIT_UNROLL
                 for (int m = 0; m < kBlocks; ++m) {
                     mma_m16n8k16<T>(s[m][2 * n], a[m], b[0], b[1]);
@@ -92,17 +114,19 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
             }
         }
         if constexpr (kBias == AttentionBias::product) {
-            Shared keys = bias.key_of_lane(), rows = bias.row_of_lane(first_row);
+            const int pitch = opaque(bias.pitch), place = opaque(lane);
+            Shared keys = bias.key_of_lane(place), rows = bias.row_of_lane(first_row, place);
             MVIT_NO_UNROLL
-            for (int entry = 0; entry < bias.depth; entry += 16, rows += 32, keys += 32) {
+            for (int entry = 0; entry < int(bias_product_depth(p.grid_k.t + p.grid_k.h + p.grid_k.w));
+                 entry += 16, rows += 32, keys += 32) {
                 uint32_t a[kBlocks][4];
                 MVIT_UNROLL
                 for (int m = 0; m < kBlocks; ++m)
-                    ldmatrix_x4(a[m], rows + Shared(16 * m * bias.pitch));
+                    ldmatrix_x4(a[m], rows + Shared(16 * m * pitch));
                 MVIT_UNROLL
                 for (int n = 0; n < kKeySteps; ++n) {
                     uint32_t b[4];
-                    ldmatrix_x4(b, keys + Shared(16 * n * bias.pitch));
+                    ldmatrix_x4(b, keys + Shared(16 * n * pitch));
                     MVIT_UNROLL
                     for (int m = 0; m < kBlocks; ++m) {
                         mma_m16n8k16<bf16>(s[m][2 * n], a[m], b[0], b[1]);
@@ -120,12 +144,11 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
             }
         }
         if constexpr (is_last.value) {
-            const int keys = int(left);
             MVIT_UNROLL
             for (int n = 0; n < 2 * kKeySteps; ++n) {
                 MVIT_UNROLL
                 for (int i = 0; i < 4 * kBlocks; ++i)
-                    if (8 * n + 2 * (lane % 4) + i % 2 >= keys)
+                    if (8 * n + i % 2 >= count - 2 * (opaque(lane) % 4))
                         s[i / 4][n][i % 4] = negative_infinity();
             }
         }
@@ -145,20 +168,19 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
         cp_async_wait<0>();
         sync_block(); // v is there; all are done with k
         if constexpr (!is_last.value) {
-            k_copy.start(kK, int(min(left - kKeys, kKeys)), dim);
+            k_copy.start(kK, next, dim);
             cp_async_commit();
             if constexpr (kBias == AttentionBias::product)
                 bias.next_tile(p, kKeys);
             else if constexpr (kBias == AttentionBias::gather)
-                bias.first_tile(p, block.first_key + block.keys - left + kKeys, kKeys);
+                bias.first_tile(p, block.first_key + block.keys - last - (left - 1) * kKeys, kKeys);
         }
         MVIT_UNROLL
         for (int n = 0; n < kKeySteps; ++n) {
             MVIT_UNROLL
             for (int d = 0; d < kDimSteps; ++d) {
                 uint32_t b[4];
-                ldmatrix_x4_trans(b,
-                                  kV + Rows::offset(lane % 16, 2 * d + lane / 16) + Shared(16 * n * Rows::kRowBytes));
+                ldmatrix_x4_trans(b, kV + depth_row(d, n));
                 MVIT_UNROLL
                 for (int m = 0; m < kBlocks; ++m) {
                     mma_m16n8k16<T>(o[m][2 * d], probability[m][n], b[0], b[1]);
@@ -167,11 +189,11 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
             }
         }
     };
-    int64_t left = block.keys;
     MVIT_NO_UNROLL
-    for (; left > kKeys; left -= kKeys)
-        step(Constant<false>{}, left);
-    step(Constant<true>{}, left);
+    for (; left > 0; --left)
+        step(Constant<false>{}, kKeys, left > 1 ? kKeys : last);
+    const AttentionBlock end(f, kRows, kKeys, block_index_again());
+    step(Constant<true>{}, int(end.keys - (ceil_div(end.keys, kKeys) - 1) * kKeys), 0);
 
     MVIT_UNROLL
     for (int m = 0; m < kBlocks; ++m) {
@@ -179,19 +201,19 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
         MVIT_UNROLL
         for (int i = 0; i < 2; ++i) {
             const int row = first_row + 16 * m + lane / 4 + 8 * i;
-            if (lane % 4 == 0 && row < block.queries)
-                store_row_sum(f, block, row, softmax[m].top[i], softmax[m].sum[i]);
+            if (lane % 4 == 0 && row < end.queries)
+                store_row_sum(f, end, row, softmax[m].top[i], softmax[m].sum[i]);
             if (f.splits > 1) {
                 MVIT_UNROLL
                 for (int d = 0; d < 2 * kDimSteps; ++d)
-                    if (row < block.queries && 8 * d < dim)
-                        store_global(part_of_row(f, block, row) + 8 * d + 2 * (lane % 4),
+                    if (row < end.queries && 8 * d < dim)
+                        store_global(part_of_row(f, end, row) + 8 * d + 2 * (lane % 4),
                                      Float2{{o[m][d][2 * i], o[m][d][2 * i + 1]}});
                 continue;
             }
             // Into the tile of q, the residual: q comes in by rows, O goes out by rows.
             const float inverse = 1 / softmax[m].sum[i];
-            const bool has_residual = block.has_residual(p, row);
+            const bool has_residual = end.has_residual(p, row);
             MVIT_UNROLL
             for (int d = 0; d < 2 * kDimSteps; ++d) {
                 const Shared pair = Rows::offset(row, d) + Shared(4 * (lane % 4));
@@ -210,10 +232,17 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, 
     for (int r = lane / Rows::kGroup; r < kWarpRows; r += kWarp / Rows::kGroup) {
         MVIT_UNROLL
         for (int chunk = lane % Rows::kGroup; chunk < Rows::kChunks; chunk += Rows::kGroup)
-            if (first_row + r < block.queries && chunk * 8 < dim)
-                store_global(static_cast<char *>(p.out) + 2 * (output_row(p, block, first_row + r) + chunk * 8),
+            if (first_row + r < end.queries && chunk * 8 < dim)
+                store_global(static_cast<char *>(p.out) + 2 * (output_row(p, end, first_row + r) + chunk * 8),
                              load_shared<Vector16>(Rows::offset(first_row + r, chunk)));
     }
+}
+
+template <class T, int kDim, AttentionBias kBias>
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(attention_tile(AttentionKernel::half, kDim, kBias).threads,
+                                    attention_tile(AttentionKernel::half, kDim, kBias).blocks)
+    pooling_attention(const MVIT_GRID_CONSTANT AttentionForward f) {
+    attention_of_block<T, kDim, kBias>(f, CopiedQueries<T, kDim, kBias>{});
 }
 
 } // namespace mvit::cuda

@@ -32,10 +32,26 @@ extern __shared__ __align__(128) unsigned char dynamic_shared[];
 
 MVIT_DEVICE int thread_index() { return int(threadIdx.x); }
 MVIT_DEVICE int64_t block_index() { return int64_t(blockIdx.x); }
+// The same number, read once more: what is computed of it need not stay in registers all the while.
+MVIT_DEVICE int64_t block_index_again() {
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return int64_t(index);
+}
 #else
 inline int thread_index() { return emulation::thread_index(); }
 inline int64_t block_index() { return emulation::block_index(); }
+inline int64_t block_index_again() { return emulation::block_index(); }
 #endif
+
+// The same number, of which the compiler knows nothing: what is computed of it is computed here, not ahead of a loop,
+// and takes no registers meanwhile.
+MVIT_DEVICE int opaque(int x) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
 
 MVIT_DEVICE int lane_index() { return thread_index() % kWarp; }
 MVIT_DEVICE int warp_index() { return thread_index() / kWarp; }

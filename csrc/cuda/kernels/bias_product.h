@@ -28,10 +28,19 @@ struct BiasProduct {
         keys = at + Shared(rows_of_tile * pitch);
     }
 
-    // By all threads of the block; a barrier must follow. Rows of the cls token, and those past the end, get zeros.
+    // The rows in memory.
     MVIT_DEVICE void load(const AttentionProblem &p, const AttentionBlock &block, int rows_of_tile, int threads) const {
         const float *const from = static_cast<const float *>(p.rel_pos) + block.batch * p.rel_pos_stride_b +
                                   block.head * p.rel_pos_stride_h + block.first_query * p.rel_pos_stride_n;
+        make(p, block, rows_of_tile, threads,
+             [=](int row, int entry) { return load_global<float>(from + row * p.rel_pos_stride_n + entry); });
+    }
+
+    // Rows of value(row, entry). By all threads of the block; a barrier must follow. Rows of the cls token, and those
+    // past the end, get zeros.
+    template <class F>
+    MVIT_DEVICE void make(const AttentionProblem &p, const AttentionBlock &block, int rows_of_tile, int threads,
+                          const F &value_of) const {
         const float unit = 1 / score_scale(p);
         const int lane = lane_index(), first_h = int(p.grid_k.t), first_w = first_h + int(p.grid_k.h);
         const int entries = first_w + int(p.grid_k.w);
@@ -43,7 +52,7 @@ struct BiasProduct {
             MVIT_UNROLL
             for (int i = 0; i < kOfLane; ++i) {
                 const int entry = lane + kWarp * i;
-                value[i] = biased && entry < entries ? load_global<float>(from + row * p.rel_pos_stride_n + entry) : 0;
+                value[i] = biased && entry < entries ? value_of(row, entry) : 0;
                 is_nan = is_nan || !(value[i] < -negative_infinity());
                 excludes = excludes || value[i] == negative_infinity();
             }
@@ -127,11 +136,11 @@ struct BiasProduct {
     }
 
     // The lane's row of the A operand of 16 queries, and of the B operand of 16 keys.
-    MVIT_DEVICE Shared row_of_lane(int first) const {
-        return rows + Shared((first + lane_index() % 16) * pitch + lane_index() / 16 * 16);
+    MVIT_DEVICE Shared row_of_lane(int first, int lane) const {
+        return rows + Shared((first + lane % 16) * pitch + lane / 16 * 16);
     }
-    MVIT_DEVICE Shared key_of_lane() const {
-        return keys + Shared((lane_index() / 16 * 8 + lane_index() % 8) * pitch + lane_index() / 8 % 2 * 16);
+    MVIT_DEVICE Shared key_of_lane(int lane) const {
+        return keys + Shared((lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 16);
     }
 
 private:
