@@ -15,7 +15,10 @@ FIELDS = ("family", "kernel", "dtype", "head_dim", "keys", "block_m", "block_n",
 ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     # float32 products run on the ordinary units: small tiles, or the operands do not fit the registers.
     ("any", "forward", "float32", 128, 0, 32, 16, 4, 1),
+    ("sm90", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
+    ("sm120", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
     ("any", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
+    ("sm90", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("sm120", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("any", "grad_kv", "float32", 128, 0, 32, 32, 4, 1),
     # wgmma and tcgen05 take their operands from shared memory, so wide tiles fit.
@@ -29,6 +32,7 @@ ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     ("sm100", "forward", "half", 128, 0, 64, 32, 4, 2),
     ("sm100", "grad_q", "half", 96, 0, 64, 32, 4, 2),
     ("sm100", "grad_q", "half", 128, 0, 64, 16, 4, 1),
+    ("sm100", "grad_kv", "half", 80, 0, 32, 64, 4, 1),
     ("sm100", "grad_kv", "half", 96, 0, 64, 64, 4, 1),
     ("gfx9", "forward", "half", 128, 0, 64, 64, 4, 1),
     ("gfx9", "grad_q", "half", 128, 0, 64, 32, 4, 1),

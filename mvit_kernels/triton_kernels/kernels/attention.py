@@ -55,6 +55,7 @@ def _step(
     acc1,
     top,
     total,
+    lost,
     q0,
     q1,
     r0,
@@ -92,12 +93,19 @@ def _step(
     at = tl.where(new_top == float("-inf"), 0.0, new_top)
     p = tl.exp2(s - at[:, None])
     rescale = tl.exp2(top - at)
-    total = total * rescale + tl.sum(p, 1)
+    if q0.dtype == tl.float32:
+        # What rounding took from the sum so far (Kahan): the log-sum-exp goes into every gradient.
+        add = tl.sum(p, 1) - lost * rescale
+        scaled = total * rescale
+        total = scaled + add
+        lost = (total - scaled) - add
+    else:
+        total = total * rescale + tl.sum(p, 1)
     p = p.to(v0.dtype)
     acc0 = tl.dot(p, v0, acc0 * rescale[:, None], input_precision=PRECISION)
     if D1 > 0:
         acc1 = tl.dot(p, v1, acc1 * rescale[:, None], input_precision=PRECISION)
-    return acc0, acc1, new_top, total
+    return acc0, acc1, new_top, total, lost
 
 
 @kernel
@@ -179,27 +187,28 @@ def attention_forward(
     acc1 = tl.zeros([BLOCK_M, D1 if D1 > 0 else 1], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
+    lost = tl.zeros([BLOCK_M], tl.float32)
     # A tail as wide as the tiles, in float32 and where tiles are narrow: one masked loop. A step of its own would have
     # the compiler run out of registers.
     FLOAT32: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
     MERGED: tl.constexpr = TAIL == BLOCK_N and (FLOAT32 or BLOCK_N == 16)
     whole = num_k if MERGED else num_k // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        acc0, acc1, top, total = _step(
-            acc0, acc1, top, total, q0, q1, r0, r1, k_base, v_base, start, num_k, k_stride_n * UNIT, v_stride_n * UNIT,
-            log2e_scale, grid, BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, PRECISION,
+        acc0, acc1, top, total, lost = _step(
+            acc0, acc1, top, total, lost, q0, q1, r0, r1, k_base, v_base, start, num_k, k_stride_n * UNIT,
+            v_stride_n * UNIT, log2e_scale, grid, BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     if TAIL == BLOCK_N:
         if not MERGED:
-            acc0, acc1, top, total = _step(
-                acc0, acc1, top, total, q0, q1, r0, r1, k_base, v_base, whole, num_k, k_stride_n * UNIT,
+            acc0, acc1, top, total, lost = _step(
+                acc0, acc1, top, total, lost, q0, q1, r0, r1, k_base, v_base, whole, num_k, k_stride_n * UNIT,
                 v_stride_n * UNIT, log2e_scale, grid, BLOCK_N, True, D, D0, D1, S0, S1, CLS, PRECISION,
             )  # fmt: skip
     else:
         for bit in tl.static_range(0, 3):
             if TAIL & (64 >> bit):
-                acc0, acc1, top, total = _step(
-                    acc0, acc1, top, total, q0, q1, r0, r1, k_base, v_base,
+                acc0, acc1, top, total, lost = _step(
+                    acc0, acc1, top, total, lost, q0, q1, r0, r1, k_base, v_base,
                     whole + (TAIL & ~((128 >> bit) - 1)), num_k, k_stride_n * UNIT, v_stride_n * UNIT,
                     log2e_scale, grid, 64 >> bit, True, D, D0, D1, S0, S1, CLS, PRECISION,
                 )  # fmt: skip
