@@ -117,7 +117,7 @@ def _sweeps() -> Iterator[Case]:
 def _parts(level: str, model: str) -> list[tuple[str, int]]:
     if level == "model":
         return [("", -1)]
-    blocks = distinct_blocks(model)
+    blocks = distinct_blocks(model, whole=level != "layer")
     if level in ("layer", "block"):
         each = [(f"block{block}", block) for block in blocks]
         return each if level == "block" else [*each, (ALL_LAYERS, -1)]
@@ -132,46 +132,43 @@ def _parts(level: str, model: str) -> list[tuple[str, int]]:
 
 
 @cache
-def distinct_blocks(model: str) -> list[int]:
-    """Numbers of the blocks of a model; of those alike in all shapes, the first."""
+def distinct_blocks(model: str, whole: bool) -> list[int]:
+    """Numbers of the blocks of a model; of those alike in all shapes, `whole` or of their attention, the first."""
     seen: dict[tuple[Any, ...], int] = {}
     for s in models.layer_shapes(model):
-        key = (s.dim, s.att_dim, s.dim_out, s.heads, s.grid, s.pool_q, s.pool_kv, s.residual, s.table_rows)
+        out = s.dim_out if whole else 0
+        key = (s.dim, s.att_dim, out, s.heads, s.grid, s.pool_q, s.pool_kv, s.residual, s.table_rows)
         seen.setdefault(key, s.block)
     return list(seen.values())
-
-
-def counted(model: str, block: int) -> int:
-    """How many blocks of a model have the shapes of this one."""
-    shapes = models.layer_shapes(model)
-    return sum(replace(s, block=0) == replace(shapes[block], block=0) for s in shapes)
 
 
 MIDDLE = 4
 """The block whose shapes ten of the sixteen blocks of MViT-B and MViTv2-S have."""
 
 
+HEADLINES = {("forward", "float32"), ("training", "float32"), ("forward", "bfloat16")}
+
+
 def in_default(case: Case, peer: str) -> bool:
     """Of the run without options: under ten minutes on two cores."""
+    plain = case.mode == "forward" and case.dtype == "float32"
     if peer == "reference" or (case.level != "sweep" and case.model not in DEFAULT_MODELS):
         return False
     if case.level == "op":
-        return case.mode == "forward" and case.dtype == "float32" and case.model == SWEPT and case.block in (0, MIDDLE)
+        heavy = case.block == 0 and case.op in ("pooling_attention", "qkv_pool3d_norm")
+        return plain and peer != "flex" and case.model == SWEPT and (heavy or case.block == MIDDLE)
     if case.level == "layer":
-        if peer in ("flex", "compile"):  # a minute of compilation for each
-            return case.mode == "forward" and case.dtype == "float32" and case.block == MIDDLE
-        return (case.mode, case.dtype) in (("forward", "float32"), ("training", "float32"), ("forward", "bfloat16"))
+        if peer in ("flex", "compile"):  # half a minute of compilation for each
+            return plain and case.model == SWEPT and case.block == MIDDLE
+        if peer == "sdpa" and (case.mode != "forward" or case.part == ALL_LAYERS):
+            return False
+        return (case.mode, case.dtype) in HEADLINES
     if case.level == "block":
-        return (
-            case.block in (0, MIDDLE)
-            and peer not in ("flex", "compile", "sdpa")
-            and case.mode == "forward"
-            and case.dtype == "float32"
-        )
+        return plain and case.block in (0, MIDDLE) and peer not in ("sdpa", "flex", "compile")
     if case.level == "sweep":
-        few = {"frames": (8, 16, 32), "crop": (112, 160, 224), "threads": (1, 2), "keys": (392, 1568, 6272)}
-        return case.mode == "forward" and case.value in few.get(case.axis, ()) and peer != "sdpa"
-    return case.mode == "forward" and case.dtype == "float32" and peer != "compile"
+        few = {"frames": (8, 16, 32), "crop": (112, 160, 224), "keys": (392, 1568, 6272)}
+        return plain and case.value in few.get(case.axis, ()) and peer != "sdpa"
+    return plain and peer != "compile"
 
 
 def in_quick(case: Case, peer: str) -> bool:

@@ -52,6 +52,7 @@ def onnxruntime(model: nn.Module, x: Tensor, dtype: str) -> Callable[[], Tensor]
         torch.onnx.export(copy.deepcopy(model), (x,), str(path), dynamo=True, verbose=False, input_names=["x"])
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads would slow the next in turn
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: x.numpy()}
     return lambda: torch.from_numpy(session.run(None, inputs)[0])

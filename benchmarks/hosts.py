@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from baselines import HostBlock
+from subject import Unavailable
 from torch import nn
 
 import mvit_kernels
 from mvit_kernels import models
 from mvit_kernels.cli.bench import sharing_copy
 from mvit_kernels.cli.workload import TORCHVISION, build
+from mvit_kernels.patch.adapter import find_adapter
 from mvit_kernels.problem import Grid
 
 TORCHVISION_NAMES = {"mvit_v1_b_16x4": "mvit_v1_b", "mvit_v2_s_16x4": "mvit_v2_s"}
@@ -53,8 +55,11 @@ class Host:
         """A copy of one of its modules, over the same parameters, on mvit_kernels.
 
         Raises:
+            Unavailable: blocks are asked for, and the library's are not covered.
             RuntimeError: a layer was left alone; says which and why.
         """
+        if scope == "block" and self.own is None and find_adapter(type(self.blocks[0])) is None:
+            raise Unavailable(f"{self.library}'s blocks are not covered, its attention layers are")
         own = getattr(module, "own", None) if self.own is not None else module
         fast = sharing_copy(self.own if own is None else own)  # the model itself has no `own`
         report = mvit_kernels.accelerate(fast, scope=scope)

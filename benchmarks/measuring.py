@@ -128,10 +128,12 @@ class Measurer:
         with _failures(peer):
             found = eager if peer == "eager" else computation.results(gradients)
             ours = peer.partition("-")[0] in (*KERNELS, "reference")
-            error, problem = check(found, eager, exact, ours=ours, foreign=peer in subject.foreign)
+            dtype = getattr(torch, case.dtype)
+            error, problem = check(found, eager, exact, dtype=dtype, ours=ours, foreign=peer in subject.foreign)
         if problem is not None:
             raise Failure(peer, "wrong", problem)
-        return timed(case.mode, computation, subject.step), error
+        entry = timed(case.mode, computation, subject.step)
+        return (graphed(entry) if self.device.type == "cuda" and case.mode == "forward" else entry), error
 
     def _computation(self, subject: Subject, peer: str) -> Computation:
         """Built once for all modes of a subject: it may take minutes."""
@@ -179,7 +181,7 @@ class Measurer:
                     clock=time.process_time if self.settings.cpu_time else None,
                 )
 
-        first = some(1, 0 if case.level in ("model", "sweep") else 1)
+        first = some(1, 1 if case.level == "op" else 0)  # larger ones are warm from their check
         if self.settings.rounds is None:
             each = sum(samples[0] for samples in first.seconds.values())
             limit = SECONDS[case.level] * (0.3 if self.settings.hurry else 1.0)
@@ -207,6 +209,7 @@ class Measurer:
             moved_bytes=moved,
             share=share(multiply_adds, moved, seconds, case.dtype, self.settings.peaks),
             error=error,
+            reason=calls[peer].remark,
             threads=torch.get_num_threads(),
         )
         if peer in subject.foreign:
@@ -238,6 +241,14 @@ def row_of(case: Case, peer: str, batch: int, **figures) -> Row:  # type: ignore
         value=case.value,
         **figures,
     )
+
+
+def graphed(entry: Timed) -> Timed:
+    """As a CUDA graph, without the launches' time on the host; as it is, with a remark, where it can't be captured."""
+    try:
+        return Timed(entry.before, measure.captured(entry.call), "CUDA graph")
+    except Exception as error:  # an op that waits for the host, a library that allocates: any kind of error
+        return Timed(entry.before, entry.call, f"no CUDA graph: {one_line(error)}")
 
 
 def share(multiply_adds: float, moved: float, seconds: Spread, dtype: str, peaks: dict[str, float]) -> float | None:

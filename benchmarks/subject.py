@@ -94,10 +94,11 @@ class Subject:
 
 @dataclass
 class Timed:
-    """A mode of a computation as two calls: what is done before, and what is timed."""
+    """A mode of a computation as two calls: what is done before, and what is timed; how, where that needs a word."""
 
     before: Callable[[], object]
     call: Callable[[], object]
+    remark: str = ""
 
 
 def timed(mode: str, computation: Computation, step: Callable[[list[Tensor | None]], object] | None = None) -> Timed:
@@ -133,10 +134,11 @@ def check(
     eager: list[list[Tensor | None]],
     exact: list[list[Tensor | None]],
     *,
+    dtype: torch.dtype,
     ours: bool,
     foreign: bool,
 ) -> tuple[float, str | None]:
-    """Largest error over what is allowed, and what is wrong, None if nothing.
+    """Largest error over what is allowed of results computed in `dtype`, and what is wrong, None if nothing.
 
     This package's kernels must keep the numerics rule (docs/numerics.md). Other implementations have made no such
     promise and must only be the same computation: ten times the rule's error is allowed, and for another project's
@@ -145,12 +147,11 @@ def check(
     worst, problem = 0.0, None
     for i, groups in enumerate(zip(found, eager, exact, strict=True)):
         named = [{str(n): value for n, value in enumerate(group) if value is not None} for group in groups]
-        for entry in accuracy.judge_all(*named, gradient=i > 0):
+        for entry in accuracy.judge_all(*named, gradient=i > 0, dtype=dtype):
             allowed = entry.allowed
             if not ours:
                 allowed *= 10
             if foreign:
-                dtype = next(value for value in found[i] if value is not None).dtype
                 allowed = max(allowed, ENGINE_TOLERANCE[dtype] * entry.error.scale)
             used = Check(entry.name, entry.error, entry.eager_error, allowed).used
             worst = max(worst, used)

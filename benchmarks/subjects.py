@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from mvit_kernels import backends, models, use_backend, video
 from mvit_kernels.problem import Grid
 
-DTYPE_OF = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def build(case: Case, batch: int, device: torch.device) -> Subject:
     """The subject of a case; its mode does not matter."""
@@ -101,7 +99,7 @@ def _describe(module: Any) -> Any:
 
 
 def _module_subject(case: Case, batch: int, device: torch.device, kind: str) -> Subject:
-    dtype = DTYPE_OF[case.dtype]
+    dtype = getattr(torch, case.dtype)
     with torch.device("meta"):  # a large model for one block of it
         host_ = host(case.model)
     block = host_.blocks[case.block]
@@ -148,7 +146,7 @@ def _sweep(case: Case, batch: int, device: torch.device) -> Subject:
 
 def _all_layers(case: Case, batch: int, device: torch.device) -> Subject:
     """All attention layers of a model, of another size in a sweep, one after the other on random tokens."""
-    dtype, sizes = DTYPE_OF[case.dtype], case.sizes
+    dtype, sizes = getattr(torch, case.dtype), case.sizes
     with torch.device("meta"):
         host_ = host(case.model, **sizes)
     shapes = models.layer_shapes(case.model, **sizes)
@@ -218,7 +216,7 @@ def real_input(name: str, batch: int) -> Tensor:
 def _model(case: Case, batch: int, device: torch.device) -> Subject:
     import engines
 
-    dtype = DTYPE_OF[case.dtype]
+    dtype = getattr(torch, case.dtype)
     torch.manual_seed(0)
     host_ = host(case.model)
     model = host_.model.to(device)

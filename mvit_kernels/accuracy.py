@@ -90,9 +90,14 @@ class Check:
 
 
 def judge_all(
-    found: dict[str, Tensor], eager: dict[str, Tensor], oracle: dict[str, Tensor], *, gradient: bool
+    found: dict[str, Tensor],
+    eager: dict[str, Tensor],
+    oracle: dict[str, Tensor],
+    *,
+    gradient: bool,
+    dtype: torch.dtype | None = None,
 ) -> list[Check]:
-    """The rule's bound on the maximum, tensor by tensor, with one addition for gradients that cancel.
+    """The bound of :func:`judge` on the maximum, tensor by tensor, with one addition for gradients that cancel.
 
     Some gradients are zero in exact arithmetic, that of a bias on every key for one, so that eager's own error is a
     matter of luck there. An error below the rounding of the largest gradient beside it is allowed everywhere.
@@ -104,10 +109,9 @@ def judge_all(
     largest = max((float(value.abs().max()) for value in oracle.values() if value.numel()), default=0.0)
     checks = []
     for name, value in oracle.items():
-        result = found[name]
-        verdict = judge(result, eager[name], value, gradient=gradient)
-        float64 = result.dtype == torch.float64
-        floor = (FLOAT64_TOLERANCE if float64 else torch.finfo(result.dtype).eps) * (largest if gradient else 0.0)
+        verdict = judge(found[name], eager[name], value, gradient=gradient, dtype=dtype)
+        kind = dtype or found[name].dtype
+        floor = (FLOAT64_TOLERANCE if kind == torch.float64 else torch.finfo(kind).eps) * (largest if gradient else 0.0)
         rms = verdict.error.rms / verdict.rms_bound if verdict.rms_bound else 0.0
         checks.append(Check(name, verdict.error, verdict.eager_error, max(verdict.max_bound, floor), rms))
     return checks
@@ -124,14 +128,20 @@ def difference(a: Tensor, b: Tensor) -> Difference:
     return Difference(delta.max().item(), _rms(delta), b.abs().max().item())
 
 
-def judge(result: Tensor, eager: Tensor, oracle: Tensor, *, gradient: bool = False) -> Verdict:
-    """Compare `result` and `eager`, one dtype, with the float64 `oracle` of the same shape."""
+def judge(
+    result: Tensor, eager: Tensor, oracle: Tensor, *, gradient: bool = False, dtype: torch.dtype | None = None
+) -> Verdict:
+    """Compare `result` and `eager`, one dtype, with the float64 `oracle` of the same shape.
+
+    `dtype` is what they were computed in, by default their own: autocast gives float32 gradients of what it rounds.
+    """
+    dtype = dtype or result.dtype
     error, eager_error = difference(result, oracle), difference(eager, oracle)
-    if result.dtype == torch.float64:
+    if dtype == torch.float64:
         bound = FLOAT64_TOLERANCE * error.scale
         return Verdict(error, eager_error, bound, bound)
-    noise = difference(oracle.to(result.dtype) + 0.3 - 0.3, oracle).max
-    eps = torch.finfo(result.dtype).eps
+    noise = difference(oracle.to(dtype) + 0.3 - 0.3, oracle).max
+    eps = torch.finfo(dtype).eps
     return Verdict(
         error,
         eager_error,

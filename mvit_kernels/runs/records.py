@@ -46,7 +46,7 @@ class Row:
         mode: "forward", "backward" (of a forward that is not timed) or "training" (both, and a model's optimizer).
         peer: implementation; "eager" is what the ratios are over.
         axis, value: what is swept and where, "" and 0 elsewhere.
-        status, reason: one of :data:`STATUSES`, and why where it is not "measured".
+        status, reason: one of :data:`STATUSES`, and why where it is not "measured"; else a remark on how it was.
         seconds, speedup: per call, and how many times faster than eager within each round.
         samples: seconds of every round.
         peak_extra_bytes: most that a call holds through PyTorch's allocator; None where memory is taken elsewhere.

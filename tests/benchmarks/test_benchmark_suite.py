@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mvit_kernels import backends, runs
+from tests.runs.test_runs import row as row_of
+from tests.runs.test_runs import run as run_of
 
 ROOT = Path(__file__).parents[2]
 CPU = "cpu" in backends.available()
@@ -25,12 +27,17 @@ def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_a_case_is_measured_in_every_implementation(tmp_path):
-    path, theirs = tmp_path / "run.json", tmp_path / "pytest_benchmark.json"
-    done = suite(
-        "--quick", "-k", "op", "--rounds", "2", f"--json={path}", f"--benchmark-json={theirs}"
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_case_is_measured_in_every_implementation_and_compared(tmp_path):
+    path, theirs, before = tmp_path / "run.json", tmp_path / "pytest_benchmark.json", tmp_path / "before.json"
+    much_faster = row_of("cpu", 1000.0, level="op", part="block4.pooling_attention", threads=1, peak_extra_bytes=None)
+    runs.save(run_of(much_faster), before)
+    files = (f"--json={path}", f"--benchmark-json={theirs}", f"--compare={before}")
+    done = suite("--quick", "-k", "op", "--rounds", "2", *files)
+    assert done.returncode == (1 if CPU else 0), done.stdout + done.stderr
+    worse = [line for line in done.stdout.splitlines() if line.startswith("WORSE")]
+    assert len(worse) == CPU and all(
+        "block4.pooling_attention forward float32, cpu: speed-up" in line for line in worse
+    )
     run = runs.load(path)
     assert run.finished and run.machine["threads"] == 1 and run.peaks["copy"] > 1e8
     assert "--quick" in run.command and run.versions["torch"]

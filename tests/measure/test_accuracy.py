@@ -55,3 +55,10 @@ def test_nan_fails(dtype):
 
 def test_empty_results_pass():
     assert judge(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.float64)).passed
+
+
+def test_float32_results_of_a_bfloat16_computation_are_judged_by_bfloat16s_rounding():
+    oracle = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    result = oracle.bfloat16().float()
+    assert not judge(result, oracle.float(), oracle).passed
+    assert judge(result, oracle.float(), oracle, dtype=torch.bfloat16).passed

@@ -176,3 +176,52 @@ def test_machine_names_what_a_figure_depends_on():
     assert info["threads"] == torch.get_num_threads()
     assert info["torch"] == torch.__version__
     assert {"simd", "gpu", "cuda", "triton", "revision", "cores"} <= info.keys()
+
+
+def test_what_a_forward_keeps_is_counted_once_and_without_its_inputs():
+    x = torch.randn(MIB_OF_FLOATS, requires_grad=True)
+    weight = torch.randn(MIB_OF_FLOATS, requires_grad=True)
+
+    def forward():
+        y = x * weight  # keeps x and weight
+        return y * y.exp()  # keeps y, its exponential twice
+
+    assert measure.saved_for_backward(forward, [x, weight]) == 2 * MIB
+    assert measure.saved_for_backward(forward) == 4 * MIB
+
+
+def test_another_clock_and_what_comes_before_a_call():
+    order, clock = [], iter(range(100))
+    timings = time_alternating(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        repeats=2,
+        warmup=0,
+        before=lambda name: order.append(f"before {name}"),
+        clock=lambda: float(next(clock)),
+    )
+    assert order == ["before a", "a", "before b", "b"] * 2
+    assert timings.seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": "1000", "memory.current": "400", "memory.stat": "anon 300\ninactive_file 50"}, 650),
+        ({"memory.max": "max", "memory.current": "400", "memory.stat": "inactive_file 50"}, None),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000",
+                "memory/memory.usage_in_bytes": "990",
+                "memory/memory.stat": "total_inactive_file 20",
+            },
+            30,
+        ),
+        ({}, None),
+    ],
+)
+def test_a_control_groups_limit_counts(files, left, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert measure._cgroup_available(tmp_path) == left
+    assert measure.available_memory() > 0
