@@ -21,8 +21,11 @@ COLOURS = {
     "onnxruntime": "#b8a30a",
     "reference": "#c9ccd1",
     "cpu": "#0b4f9e",
+    "cpu-attention": "#6f9fd8",
     "triton": "#7a2f8f",
+    "triton-attention": "#b98ac6",
     "cuda": "#d55e00",
+    "cuda-attention": "#eea777",
 }
 """Of Okabe and Ito, which people with any colour vision tell apart, darkest for this package's backends."""
 MARKERS = {"eager": "o", "sdpa": "s", "flex": "D", "compile": "^", "cpu": "P", "triton": "X", "cuda": "*"}
@@ -63,7 +66,7 @@ def figures(run: Run) -> list[Figure]:
 
 
 def colour(peer: str) -> str:
-    return COLOURS.get(peer.partition("-")[0], "#000000")
+    return COLOURS.get(peer) or COLOURS.get(peer.partition("-")[0], "#000000")
 
 
 def _new(height: float, columns: int = 1) -> tuple[Any, Any]:

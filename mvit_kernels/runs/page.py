@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from ..measure import MIB
@@ -82,6 +82,9 @@ HOW = {
 LEVELS = {"model": "Whole models", "layer": "Attention layers", "block": "Blocks", "op": "Ops", "sweep": "Growth"}
 
 
+SPEED = ("", "of eager", "p20 to p80", "median", "p20 to p80")
+
+
 def page(run: Run, figures: Sequence[Figure], comparison: Comparison | None = None, before: str = "") -> str:
     """The whole document. `before` names the run that `comparison` is with."""
     parts = [_head(run)]
@@ -135,8 +138,7 @@ def _best(run: Run) -> str:
     rows = [row for row in run.rows if row.level == "model" and row.status == MEASURED]
     if not rows:
         return ""
-    lines = [_cells(f"{r.title}: {r.peer}", *_speed(r), kind="ours" if r.ours else "") for r in rows]
-    return _table(("", "median", "p20 to p80", "of eager", "p20 to p80"), lines)
+    return _table(SPEED, _lines(rows, _speed))
 
 
 def _compared(comparison: Comparison, before: str) -> str:
@@ -157,17 +159,21 @@ def _level(run: Run, level: str, figures: Sequence[Figure]) -> str:
             for axis, mode, peer, seconds, peak in exponents(run)
         ]
         parts += ["<h3>Fitted exponents</h3>", _table(("", "", "time", "peak memory"), lines)]
+    rows = [row for row in run.rows if row.level == level and row.status == MEASURED]
+    header = (*SPEED, "peak extra", "kept", "of peak")
+    parts += ["<h3>Figures</h3>", _table(header, _lines(rows, lambda row: (*_speed(row), *_rest(row))))]
+    return "".join(parts)
+
+
+def _lines(rows: Iterable[Row], cells: Callable[[Row], tuple[str, ...]]) -> list[str]:
+    """A heading for each case, a line for each implementation."""
     lines, previous = [], None
-    for row in run.rows:
-        if row.level != level or row.status != MEASURED:
-            continue
+    for row in rows:
         if row.case != previous:
             lines.append(f'<tr class="case"><td colspan="8">{escape(row.title)}</td></tr>')
             previous = row.case
-        lines.append(_cells(row.peer, *_speed(row), *_rest(row), kind="ours" if row.ours else ""))
-    header = ("", "median", "p20 to p80", "of eager", "p20 to p80", "peak extra", "kept", "of peak")
-    parts += ["<h3>Figures</h3>", _table(header, lines)]
-    return "".join(parts)
+        lines.append(_cells(row.peer, *cells(row), kind="ours" if row.ours else ""))
+    return lines
 
 
 def _figure(figure: Figure) -> str:
@@ -179,10 +185,10 @@ def _figure(figure: Figure) -> str:
 def _speed(row: Row) -> tuple[str, ...]:
     s, r = row.seconds, row.speedup
     return (
-        "" if s is None else _seconds(s.median),
-        "" if s is None else f"{_seconds(s.p20)} to {_seconds(s.p80)}",
         "" if r is None else f"{r.median:.2f}x",
         "" if r is None else f"{r.p20:.2f} to {r.p80:.2f}",
+        "" if s is None else _seconds(s.median),
+        "" if s is None else f"{_seconds(s.p20)} to {_seconds(s.p80)}",
     )
 
 
