@@ -195,7 +195,7 @@ def _memory(run: Run) -> Iterable[Figure]:
                 f"{what}: layers, {mode}, {dtype}",
                 "What a call holds at most over what was there before, its result included, in PyTorch's allocator."
                 if name == "peak"
-                else "What autograd holds between forward and backward, input and parameters not counted.",
+                else "What a forward leaves allocated for its backward, its result not counted.",
                 _svg(figure),
             )
 

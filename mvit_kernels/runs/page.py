@@ -71,7 +71,7 @@ HOW = {
     "else a machine does, ratios much less.",
     "peak extra": "the most that a call holds through PyTorch's allocator over what was there before, its result "
     "included; engines of other projects do not use it and have no figure.",
-    "kept": "what autograd holds between forward and backward, inputs and parameters not counted.",
+    "kept": "what a forward leaves allocated for its backward, its result not counted.",
     "of peak": "the time that the machine's measured peaks allow for the work, over the measured time. The work, "
     "multiply-adds and bytes, is a model from the shapes: the least that a fused computation needs.",
     "forward, backward, training": "without autograd; the gradients alone; both, for a model with an AdamW step. "

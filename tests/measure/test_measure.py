@@ -178,18 +178,6 @@ def test_machine_names_what_a_figure_depends_on():
     assert {"simd", "gpu", "cuda", "triton", "revision", "cores"} <= info.keys()
 
 
-def test_what_a_forward_keeps_is_counted_once_and_without_its_inputs():
-    x = torch.randn(MIB_OF_FLOATS, requires_grad=True)
-    weight = torch.randn(MIB_OF_FLOATS, requires_grad=True)
-
-    def forward():
-        y = x * weight  # keeps x and weight
-        return y * y.exp()  # keeps y, its exponential twice
-
-    assert measure.saved_for_backward(forward, [x, weight]) == 2 * MIB
-    assert measure.saved_for_backward(forward) == 4 * MIB
-
-
 def test_another_clock_and_what_comes_before_a_call():
     order, clock = [], iter(range(100))
     timings = time_alternating(
