@@ -30,6 +30,11 @@ def max_row(dtype: torch.dtype, head_dim: int, needs_grad: bool) -> int:
     return 190 if dtype != torch.float32 else 150 if head_dim <= 96 else 95
 
 
+def device_capability() -> tuple[int, int] | None:
+    """Of the current GPU; None where torch sees none."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
 def unsupported_architecture(capability: tuple[int, int], architectures: tuple[str, ...]) -> str | None:
     """Why code for `architectures` ("80", "90a", PTX as "120+PTX") does not run on a GPU; None if it does.
 
@@ -62,16 +67,19 @@ class CudaBackend(CompiledBackend):
         missing = _library.cuda_load_error()
         if missing is not None:
             return missing
-        if not torch.cuda.is_available():
+        capability = device_capability()
+        if capability is None:
             return "torch sees no CUDA GPU on this machine"
-        return unsupported_architecture(torch.cuda.get_device_capability(), _library.cuda_architectures())
+        return unsupported_architecture(capability, _library.cuda_architectures())
 
     def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
+        if problem.device != self.device:
+            # No more is asked: a process that works on the CPU is not to start CUDA, and may have been forked.
+            yield f"device {problem.device}: {self.device}"
+            return
         missing = self.unavailable()
         if missing is not None:
             yield missing
-        if problem.device != self.device:
-            yield f"device {problem.device}: {self.device}"
         if isinstance(problem, (LinearProblem, LayerNormProblem)):
             return
         if problem.dtype not in DTYPES:

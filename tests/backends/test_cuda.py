@@ -26,6 +26,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
 
+def test_cuda_is_not_started_for_a_problem_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("a CPU tensor asks about the GPU")
+
+    monkeypatch.setattr(_library, "cuda_load_error", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", started)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", started)
+    assert reasons(dataclasses.replace(ATTENTION, device="cpu")) == ["device cpu: cuda"]
+
+
 def reasons(problem: Problem) -> list[str]:
     return CudaBackend().reasons(problem)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvit_kernels import backends, ops, reference
+from mvit_kernels import _library, backends, ops, reference
+from mvit_kernels.backends import cuda
 from mvit_kernels.backends.cuda import CudaBackend
 from mvit_kernels.modules import MultiHeadPoolingAttention
 from mvit_kernels.problem import Grid
@@ -183,6 +184,20 @@ def test_a_compiled_layer_has_no_graph_break() -> None:
     inputs = [torch.randn(*shape, device=DEVICE, dtype=torch.float16) for shape in shapes]
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+
+
+def test_the_choice_is_traced_with_all_it_asks_of_a_gpu(cuda_backend: CudaBackend, monkeypatch) -> None:
+    monkeypatch.setattr(_library, "cuda_load_error", lambda: None)
+    monkeypatch.setattr(_library, "cuda_architectures", lambda: ("80", "90a", "90+PTX"))
+    monkeypatch.setattr(cuda, "device_capability", lambda: (9, 0))
+    monkeypatch.setattr(type(cuda_backend), "unavailable", CudaBackend.unavailable)
+
+    def attend(x: Tensor) -> Tensor:
+        return ops.pooling_attention(x, x, x)
+
+    x = torch.randn(1, 1, 4, 16, device=DEVICE, dtype=torch.float16)
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), attend(x))
 
 
 def called_directly(backend: CudaBackend, name: str, **changed: Any) -> Any:
