@@ -80,7 +80,7 @@ void run(const char *op, const Tensor &like, const RelPosBackwardProblem &proble
 }
 
 void run(const char *op, const Tensor &like, const AttentionBackwardProblem &problem) {
-    check_attention(op, problem.forward, max_rel_pos_row_backward(problem.forward.head_dim));
+    check_attention(op, problem.forward, max_rel_pos_row_backward(problem.forward.dtype, problem.forward.head_dim));
     start(op, like, problem, cuda::pooling_attention_backward_scratch, cuda::pooling_attention_backward);
 }
 
