@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define MVIT_FIBER_ASAN 1
 #endif
@@ -66,6 +67,10 @@ void Fiber::start(void (*entry)(void *), void *argument) {
     entry_ = entry;
     argument_ = argument;
     fake_here_ = nullptr;
+#ifdef MVIT_FIBER_ASAN
+    // What ran here before was dropped, not unwound; the stack may even be one of an earlier launch, mapped again.
+    __asan_unpoison_memory_region(stack_ + kGuard, kStack - kGuard);
+#endif
 #ifdef MVIT_FIBER_UCONTEXT
     getcontext(&here_);
     here_.uc_stack.ss_sp = stack_;
