@@ -77,7 +77,13 @@ TOKENS_BACKWARD = {
 KERNELS |= {f"{name}<{dtype}>": budget for name, budget in TOKENS_BACKWARD.items() for dtype in ("f16", "bf16", "f32")}
 """Every kernel with its register budget."""
 
-PASSES = {"pooling_attention": 3, "attention_grad_q": 2, "attention_grad_kv": 2, "attention_grad_q_float32": 4}
+PASSES = {
+    "pooling_attention": 3,
+    "pooled_query_attention": 3,
+    "attention_grad_q": 2,
+    "attention_grad_kv": 2,
+    "attention_grad_q_float32": 4,
+}
 """Passes of a loop inside the main loop. MViTv2-S's 8 + 7 + 7 entries of relative position take 2, 16 at a time, and 3
 in the forward kernel, whose rounded entries and rests follow each other; half a tile of queries is one of 2 in
 attention_grad_kv; the sums of a tile of 16 keys take 4."""
