@@ -47,7 +47,7 @@ static constexpr int64_t grad_kv_shared_bytes(int dim, int64_t entries) {
 // sums.
 constexpr int kFloat32Step = 16;
 constexpr int kFloat32Pitch = 4 * (kFloat32Step + 4);
-constexpr int kFloat32Statistics = 3; // of a query: lse, delta and the reciprocal of the sum of P
+constexpr int kFloat32Statistics = 4; // of a query: lse, delta, the reciprocal of the sum of P, grad_lse
 
 // Two stages, where they fit in the 99 KB of sm_86, sm_89 and sm_120.
 static constexpr int float32_stages(int dim) { return dim > 96 ? 1 : 2; }

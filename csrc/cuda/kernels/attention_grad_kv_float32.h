@@ -120,7 +120,8 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                 }
                 s[i] = fast_exp2((s[i] - load_shared<float>(of_query)) * kLog2E) *
                        load_shared<float>(of_query + 2 * 4 * kStep);
-                ds[i] = s[i] * (ds[i] - load_shared<float>(of_query + 4 * kStep));
+                ds[i] = s[i] * ((ds[i] - load_shared<float>(of_query + 4 * kStep)) +
+                                load_shared<float>(of_query + 3 * 4 * kStep));
             }
             const auto add = [&](typename Products::Outputs &o, const float (&x)[kScores], Shared rows) {
                 if constexpr (Products::kThroughShared) {

@@ -3,7 +3,8 @@
 //   the log-sum-exp's own rounding shows in float32: P sums to 1 + some eps, so all is divided by that sum
 //   relative position   the bias is the sum of three entries in shared memory; of dS a lane adds one row's keys, in
 //                       order, to two of their three entries, the lane 16 further on to the third
-// Written for attention_grad_kv_float32: lse, delta - grad_lse and the reciprocal of the sum of P of each query.
+// The gradient of the log-sum-exp is added to dP - delta, not taken from delta, beside which it may be small.
+// Written for attention_grad_kv_float32: lse, delta, the reciprocal of the sum of P and grad_lse of each query.
 #pragma once
 
 #include "cuda/kernels/attention_block.h"
@@ -50,13 +51,16 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     // The rows of a lane's scores in the tile. Queries that do not exist have P = 0; with an infinite score or without
     // any key P is NaN, as in the softmax.
     int row[kSlots];
-    float lse[kSlots], delta[kSlots] = {}, total[kSlots] = {};
+    float lse[kSlots], grad_lse[kSlots] = {}, delta[kSlots] = {}, total[kSlots] = {};
     MVIT_UNROLL
     for (int i = 0; i < kSlots; ++i) {
         row[i] = 16 * warp + Products::row(i);
         lse[i] = -negative_infinity();
         if (row[i] < queries) {
             lse[i] = load_global<float>(static_cast<const float *>(p.lse) + bh * p.queries + first_query + row[i]);
+            if (g.grad_lse)
+                grad_lse[i] =
+                    load_global<float>(static_cast<const float *>(g.grad_lse) + bh * p.queries + first_query + row[i]);
             if (lse[i] == negative_infinity() || lse[i] == -negative_infinity())
                 lse[i] *= 0;
         }
@@ -132,7 +136,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                 // The difference first: near the largest score it is exact.
                 s[i] = column < left ? fast_exp2((s[i] - lse[slot]) * kLog2E) : 0;
                 if (second.value) {
-                    ds[i] = s[i] * (ds[i] - delta[slot]);
+                    ds[i] = s[i] * ((ds[i] - delta[slot]) + grad_lse[slot]);
                 } else {
                     delta[slot] += s[i] * ds[i];
                     total[slot] += s[i];
@@ -193,13 +197,11 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
         const bool exists = row[i] < queries;
         total[i] = exists ? 1 / total[i] : 0; // the reciprocal from here on
         delta[i] = exists ? delta[i] * total[i] : 0;
-        if (exists && g.grad_lse)
-            delta[i] -=
-                load_global<float>(static_cast<const float *>(g.grad_lse) + bh * p.queries + first_query + row[i]);
         if (for_kv && first_of_row) {
             store_global(statistics + row[i], lse[i]);
             store_global(statistics + kTile + row[i], delta[i]);
             store_global(statistics + 2 * kTile + row[i], total[i]);
+            store_global(statistics + 3 * kTile + row[i], grad_lse[i]);
         }
     }
     if (!second_walk)
