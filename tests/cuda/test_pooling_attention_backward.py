@@ -235,3 +235,11 @@ def test_published_rows_of_rel_pos_fit_the_shared_memory_of_every_gpu(emulation,
     """sm_86, sm_89 and sm_120 have the least. Published rows have 14 to 40 entries, with head dims up to 96."""
     for head_dim, entries in rows.items():
         assert emulation.max_backward_rel_pos_row(dtype, head_dim, 99 << 10) == entries
+
+
+def test_room_past_the_last_key_counts_for_nothing_where_all_scores_are_low(emulation) -> None:
+    """A score of 0 there, beside a log-sum-exp of -300, would be a probability of infinity."""
+    problem = Problem(AttentionCase((1, 3, 3), (1, 5, 5), heads=1, head_dim=48, has_cls=False), torch.bfloat16)
+    problem.inputs["rel_pos"] -= 100
+    problem.reference()
+    problem.check(problem.run(emulation))
