@@ -63,18 +63,22 @@ KERNELS |= {
     for rel_pos in ("false", "true")
 }
 KERNELS |= {f"attention_grad_sum<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
-KERNELS |= {f"pool3d_norm<{dtype}>": 128 for dtype in ("f16", "bf16", "f32")}
-KERNELS |= {f"decomposed_rel_pos<{dtype}>": 64 for dtype in ("f16", "bf16", "f32")}
-TOKENS_BACKWARD = {
+TOKENS = {
+    "pool3d_norm": 168,
+    "pool3d_norm_strips": 128,
+    "decomposed_rel_pos": 64,
     "pool3d_norm_backward_outputs": 168,
-    "pool3d_norm_backward_inputs": 128,
+    "pool3d_norm_backward_output_strips": 168,
+    "pool3d_norm_backward_inputs": 168,
+    "pool3d_norm_backward_input_strips": 128,
     "pool3d_norm_backward_weight": 144,
     "pool3d_norm_backward_parameters": 64,
     "decomposed_rel_pos_backward_q": 96,
     "decomposed_rel_pos_backward_tables": 128,
     "decomposed_rel_pos_backward_sums": 64,
 }
-KERNELS |= {f"{name}<{dtype}>": budget for name, budget in TOKENS_BACKWARD.items() for dtype in ("f16", "bf16", "f32")}
+KERNELS |= {f"{name}<{dtype}>": budget for name, budget in TOKENS.items() for dtype in ("f16", "bf16", "f32")}
+del KERNELS["pool3d_norm_backward_outputs<f32>"]  # never launched: strips serve float32
 """Every kernel with its register budget."""
 
 PASSES = {
@@ -101,15 +105,21 @@ PROBLEMS = {
         "attention_grad_q_float32": "AttentionBackwardWork",
         "attention_grad_kv_float32": "AttentionBackwardWork",
         "attention_grad_sum": "AttentionBackwardWork",
-        "pool3d_norm": "PoolProblem",
-        "decomposed_rel_pos": "RelPosProblem",
     }.items()
 }
 PROBLEMS |= {
-    name: ("pool3d_norm_backward_sums", "PoolBackwardPlan")
-    if name.startswith("pool")
-    else ("decomposed_rel_pos_backward", "RelPosBackwardPlan")
-    for name in TOKENS_BACKWARD
+    "pool3d_norm": ("pool3d_norm", "PoolPlan"),
+    "pool3d_norm_strips": ("pool3d_norm", "PoolPlan"),
+    "decomposed_rel_pos": ("decomposed_rel_pos", "RelPosProblem"),
+    **{
+        f"pool3d_norm_backward_{kernel}": ("pool3d_norm_backward_sums", "PoolBackwardPlan")
+        for kernel in ("outputs", "output_strips", "input_strips", "weight", "parameters")
+    },
+    "pool3d_norm_backward_inputs": ("pool3d_norm_backward", "PoolTransposedPlan"),
+    **{
+        f"decomposed_rel_pos_backward_{kernel}": ("decomposed_rel_pos_backward", "RelPosBackwardPlan")
+        for kernel in ("q", "tables", "sums")
+    },
 }
 """The header of each kernel, and what it takes."""
 

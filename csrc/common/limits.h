@@ -19,12 +19,22 @@ static_assert(kPoolChannels == kMaxHeadDim && attention_dim(kMaxHeadDim) && !att
 static constexpr int64_t max_pool_taps(PoolMode mode) { return mode == PoolMode::conv ? 176 : 65536; }
 
 static constexpr bool taps_fit() {
-    PoolProblem p = {};
-    p.branches = 1;
-    p.branch[0].kernel = {1, 1, max_pool_taps(PoolMode::conv)};
-    return pool_backward_shared_bytes(p) <= kLeastSharedBytes;
+    PoolBranch b = {};
+    b.kernel = {1, 1, max_pool_taps(PoolMode::conv)};
+    return pool_output_strip_bytes(b) <= kLeastSharedBytes;
 }
-static_assert(taps_fit(), "pool_backward_shared_bytes");
+static_assert(taps_fit(), "pool_output_strip_bytes");
+
+// The largest tile of a pooling: one line of outputs, whose windows do not share inputs.
+static constexpr bool tiles_fit() {
+    PoolProblem p = {};
+    p.batch = p.heads = 1;
+    p.head_dim = kPoolChannels;
+    PoolBranch b = {};
+    b.kernel = {3, 3, 3}, b.stride = {1, 3, 3}, b.out_grid = {8, 14, 14};
+    return pool_output_tile_bytes(pool_tiling(p, b)) <= kLeastSharedBytes;
+}
+static_assert(tiles_fit(), "pool_output_tile_bytes");
 
 // Entries of a row of relative position, which stand beside queries, keys and values in shared memory.
 static constexpr int64_t max_rel_pos_row(DType dtype, int64_t head_dim) {

@@ -1,6 +1,6 @@
 // How the CUDA backward of pool3d_norm divides a problem, and where its scratch memory lies.
 //
-// Four kernels, each over all branches:
+// Four steps, each over all branches, the first two with a kernel for tiles and one for strips:
 //   outputs     dy, the gradient before the norm; the winning taps of a maximum; sums for the norm's parameters
 //   inputs      the gradient of x, gathered from dy
 //   weight      sums of x * dy per tap
@@ -22,12 +22,13 @@ struct PoolBackwardBranch {
     bool makes_dy;      // where there is no norm, dy is the incoming gradient
     bool makes_winners; // of a maximum
     bool sums_norm;
-    int64_t output_blocks, input_blocks, weight_blocks, parameter_blocks;
+    PoolTiling tiling; // of the outputs
+    int64_t output_tiles, output_strips, input_strips, weight_blocks, parameter_blocks;
     int64_t weight_groups;          // heads with a weight of their own
-    int64_t weight_parts, of_group; // parts of the outputs; lines of outputs of a group
+    int64_t weight_parts, of_group; // parts of the lines of outputs of a group; those
     void *dy;                       // [batch * head][token][D], x's dtype
     uint16_t *winners;              // as dy, the tap
-    float *norm_sums;               // [output block][2][D]: of norm_weight and norm_bias
+    float *norm_sums;               // [output block][2][D]: of norm_weight, norm_bias
     float *weight_sums;             // [group][part][tap][D]
 };
 
@@ -35,6 +36,12 @@ struct PoolBackwardPlan {
     PoolBackwardProblem problem;
     PoolBackwardBranch branch[kMaxPoolBranches];
     int64_t bytes; // of scratch memory
+};
+
+// The gradient of x where the stride is 1: a pooling of dy by the flipped taps.
+struct PoolTransposedPlan {
+    PoolPlan plan; // `out` is the gradient of x
+    int64_t stride_b[kMaxPoolBranches], stride_h[kMaxPoolBranches], stride_n[kMaxPoolBranches]; // of that
 };
 
 // Blocks of kPoolTaps taps along w of the lines (kt, kh) of a kernel.
@@ -50,11 +57,17 @@ static constexpr int64_t pool_input_strips(const PoolProblem &p, const PoolBranc
     return b.in.t * b.in.h * pool_input_strips_of_row(b) + (p.has_cls ? 1 : 0);
 }
 
+static constexpr bool pool_transposes(const PoolBranch &b) {
+    return pool_fits_tiles(b) && b.mode == PoolMode::conv && volume(b.stride) == 1 && b.padding.t < b.kernel.t &&
+           b.padding.h < 3 && b.padding.w < 3;
+}
+
 // Only sizes where scratch is null.
 static inline PoolBackwardPlan pool_backward_plan(const PoolBackwardProblem &problem, void *scratch) {
     PoolBackwardPlan plan = {};
     plan.problem = problem;
     const PoolProblem &p = problem.forward;
+    const PoolPlan forward = pool_plan(p);
     const int64_t heads = p.batch * p.heads, slices = pool_slices(p);
     const auto take = [&](int64_t bytes) -> void * {
         void *const at = scratch ? static_cast<char *>(scratch) + plan.bytes : nullptr;
@@ -65,23 +78,28 @@ static inline PoolBackwardPlan pool_backward_plan(const PoolBackwardProblem &pro
         const PoolBranch &b = p.branch[i];
         const PoolBranchGradients &g = problem.gradients[i];
         PoolBackwardBranch &of = plan.branch[i];
+        of.tiling = forward.tiling[i];
         of.makes_dy = b.norm && (g.x || g.weight.data);
         of.makes_winners = b.mode == PoolMode::max && g.x;
         of.sums_norm = b.norm && (g.norm_weight.data || g.norm_bias.data);
+        // In float32 the tiles' kernel would spill registers; a maximum's has no place for the winners.
+        const bool tiles = pool_fits_tiles(b) && p.dtype != DType::f32 && !of.makes_winners;
         const int64_t outputs = heads * pool_tokens(p, b.out_grid);
-        if (of.makes_dy || of.makes_winners || of.sums_norm)
-            of.output_blocks = pool_blocks(p, b);
+        if (of.makes_dy || of.makes_winners || of.sums_norm) {
+            of.output_tiles = tiles ? of.tiling.blocks : 0;
+            of.output_strips = tiles ? 0 : pool_strip_blocks(p, b);
+        }
         if (of.makes_dy)
             of.dy = take(outputs * p.head_dim * int64_t(size_of(p.dtype)));
         if (of.makes_winners)
             of.winners = static_cast<uint16_t *>(take(outputs * p.head_dim * 2));
         if (of.sums_norm)
-            of.norm_sums = static_cast<float *>(take(of.output_blocks * 2 * p.head_dim * 4));
-        if (g.x)
-            of.input_blocks = heads * slices * ceil_div(pool_input_strips(p, b), kPoolGroups * kPoolPasses);
+            of.norm_sums = static_cast<float *>(take((of.output_tiles + of.output_strips) * 2 * p.head_dim * 4));
+        if (g.x && !pool_transposes(b))
+            of.input_strips = heads * slices * ceil_div(pool_input_strips(p, b), kPoolGroups * kPoolPasses);
         of.weight_groups = b.per_head_weight ? p.heads : 1;
         if (g.weight.data) {
-            of.of_group = heads / of.weight_groups * b.out_grid.t * b.out_grid.h;
+            of.of_group = heads / max(1, of.weight_groups) * b.out_grid.t * b.out_grid.h;
             const int64_t blocks = of.weight_groups * slices * pool_tap_lines(b);
             const int64_t most = min(of.of_group, ceil_div(of.of_group * b.out_grid.w, kPoolWeightTokens));
             of.weight_parts = min(ceil_div(kPoolWeightBlocks, max(1, blocks)), most); // 0 of an empty batch
@@ -96,11 +114,50 @@ static inline PoolBackwardPlan pool_backward_plan(const PoolBackwardProblem &pro
     return plan;
 }
 
-// Of the kernels over outputs and inputs: the taps of a block's channels, the norm's weight, and sums for its
-// parameters of each group of threads, in float32.
-static constexpr int64_t pool_backward_shared_bytes(const PoolProblem &p) {
-    return pool_shared_bytes(p) + 2 * kPoolGroups * kPoolChannels * 4;
+static inline PoolTransposedPlan pool_transposed_plan(const PoolBackwardPlan &backward) {
+    const PoolProblem &forward = backward.problem.forward;
+    PoolProblem p = forward;
+    for (int i = 0; i < p.branches; ++i) {
+        PoolBranch &b = p.branch[i];
+        const PoolBranchGradients &g = backward.problem.gradients[i];
+        const int64_t of_head = pool_tokens(p, b.out_grid) * p.head_dim;
+        if (!g.x || !pool_transposes(b)) {
+            b.out_grid = {0, 0, 0}; // nothing to do
+            continue;
+        }
+        b.x = b.norm ? backward.branch[i].dy : g.grad;
+        b.out = g.x;
+        b.stride_b = b.norm ? p.heads * of_head : g.stride_b;
+        b.stride_h = b.norm ? of_head : g.stride_h;
+        b.stride_n = b.norm ? p.head_dim : g.stride_n;
+        const Size3 in = b.in;
+        b.in = b.out_grid, b.out_grid = in;
+        b.padding = {b.kernel.t - 1 - b.padding.t, 2 - b.padding.h, 2 - b.padding.w};
+        b.norm = false;
+    }
+    PoolTransposedPlan plan = {};
+    plan.plan = pool_plan(p);
+    for (int i = 0; i < p.branches; ++i) {
+        plan.plan.tiling[i].flipped = true;
+        plan.stride_b[i] = backward.problem.gradients[i].x_stride_b;
+        plan.stride_h[i] = backward.problem.gradients[i].x_stride_h;
+        plan.stride_n[i] = backward.problem.gradients[i].x_stride_n;
+    }
+    return plan;
 }
+
+// ---- Shared memory ----
+
+// Sums for the norm's parameters of each group of threads.
+static constexpr int64_t pool_norm_sum_bytes(int groups) { return groups * 2 * kPoolChannels * 4; }
+
+static constexpr int64_t pool_output_strip_bytes(const PoolBranch &b) {
+    return pool_strip_shared_bytes(b) + pool_norm_sum_bytes(kPoolGroups);
+}
+static constexpr int64_t pool_output_tile_bytes(const PoolTiling &of) {
+    return of.shared_bytes + pool_norm_sum_bytes(kPoolTileGroups);
+}
+
 // Of the weight's gradient: sums of each group of threads.
 constexpr int64_t kPoolWeightSharedBytes = kPoolGroups * kPoolTaps * kPoolChannels * 4;
 static_assert(kPoolChannels == kSumChannels, "a block of `parameters` adds the channels of a slice");

@@ -3,13 +3,14 @@
 
 namespace mvit::cuda {
 const char *pool3d_norm_forward(const PoolProblem &p, Stream stream) {
+    const PoolPlan plan = pool_plan(p);
     switch (p.dtype) {
     case DType::f16:
-        return launch_pool3d_norm<f16>(p, stream);
+        return launch_pool3d_norm<f16>(plan, stream);
     case DType::bf16:
-        return launch_pool3d_norm<bf16>(p, stream);
+        return launch_pool3d_norm<bf16>(plan, stream);
     case DType::f32:
-        return launch_pool3d_norm<f32>(p, stream);
+        return launch_pool3d_norm<f32>(plan, stream);
     default:
         return "no kernel for this dtype";
     }

@@ -51,7 +51,7 @@ const char *launch_pooling_attention_backward(const AttentionBackwardWork &w, St
 template <int kDim>
 const char *launch_pooling_attention_backward_float32(const AttentionBackwardWork &w, Stream stream);
 template <class T> const char *launch_attention_grad_sum(const AttentionBackwardWork &w, Stream stream);
-template <class T> const char *launch_pool3d_norm(const PoolProblem &p, Stream stream);
+template <class T> const char *launch_pool3d_norm(const PoolPlan &plan, Stream stream);
 template <class T> const char *launch_decomposed_rel_pos(const RelPosProblem &p, Stream stream);
 template <class T> const char *launch_pool3d_norm_backward(const PoolBackwardPlan &plan, Stream stream);
 template <class T> const char *launch_decomposed_rel_pos_backward(const RelPosBackwardPlan &plan, Stream stream);

@@ -64,20 +64,21 @@ py::dict pool3d_norm_backward_plan(const std::string &dtype, int64_t batch, int6
                                    bool has_cls, const std::vector<py::dict> &branches) {
     const PoolBackwardProblem p = pool_backward_of(dtype, batch, heads, head_dim, has_cls, branches);
     const PoolBackwardPlan plan = pool_backward_plan(p, nullptr);
+    const PoolTransposedPlan transposed = pool_transposed_plan(plan);
     py::list of_branches;
     for (int i = 0; i < p.forward.branches; ++i) {
         const PoolBackwardBranch &of = plan.branch[i];
         py::dict d;
-        d["outputs"] = of.output_blocks;
-        d["inputs"] = of.input_blocks;
+        d["outputs"] = of.output_tiles + of.output_strips;
+        d["inputs"] = transposed.plan.tiling[i].blocks + of.input_strips;
         d["weight"] = of.weight_blocks;
+        d["shared_bytes"] = max(pool_output_tile_bytes(of.tiling), pool_output_strip_bytes(p.forward.branch[i]));
         d["parameters"] = of.parameter_blocks;
         d["parts"] = of.weight_parts;
         of_branches.append(d);
     }
     py::dict found;
     found["bytes"] = plan.bytes;
-    found["shared_bytes"] = pool_backward_shared_bytes(p.forward);
     found["branches"] = of_branches;
     return found;
 }

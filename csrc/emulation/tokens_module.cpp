@@ -24,10 +24,32 @@ void decomposed_rel_pos(const std::string &dtype, int64_t batch, int64_t heads, 
         throw std::runtime_error(reason);
 }
 
+// How each branch is divided.
+py::list pool3d_norm_plan(const std::string &dtype, int64_t batch, int64_t heads, int64_t head_dim, bool has_cls,
+                          const std::vector<py::dict> &branches) {
+    const PoolProblem p = pool_of(dtype, batch, heads, head_dim, has_cls, branches);
+    const PoolPlan plan = pool_plan(p);
+    py::list found;
+    for (int i = 0; i < p.branches; ++i) {
+        const PoolTiling &of = plan.tiling[i];
+        py::dict d;
+        d["blocks"] = of.blocks;
+        d["lines"] = of.lines;
+        d["run"] = of.run;
+        d["shared_bytes"] = of.shared_bytes;
+        d["strip_blocks"] = plan.strip_blocks[i];
+        d["tokens_read"] = pool_tokens_read(p.branch[i], of);
+        d["tokens_needed"] = pool_tokens_needed(p.branch[i]);
+        found.append(d);
+    }
+    return found;
+}
+
 } // namespace
 
 void add_token_kernels(py::module_ &m) {
     m.def("pool3d_norm", &pool3d_norm);
+    m.def("pool3d_norm_plan", &pool3d_norm_plan);
     m.def("decomposed_rel_pos", &decomposed_rel_pos);
 }
 

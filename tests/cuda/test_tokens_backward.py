@@ -211,12 +211,12 @@ def test_every_published_layer_fills_a_gpu_and_needs_little_scratch_memory(emula
         taps = tokens(pooling.kernel)
         outputs = batch * heads * (has_cls + tokens(pooling.out_grid(thw)))
         assert plan["bytes"] <= 2 * dim * outputs + (16 << 20), "dy, and sums of a few MiB"
-        assert plan["shared_bytes"] <= 99 << 10, "what a block has on every architecture"
+        assert blocks["shared_bytes"] <= 99 << 10, "what a block has on every architecture"
         # No block is without outputs, and small layers are still cut into many.
         assert 1 <= blocks["parts"] <= -(-outputs // 256)
         assert blocks["weight"] == pooling.kernel[0] * pooling.kernel[1] * -(-pooling.kernel[2] // 3) * blocks["parts"]
         assert blocks["parameters"] == taps + 2
-        assert outputs / 128 <= blocks["outputs"] <= outputs / 32 + batch * heads
+        assert batch * heads <= blocks["outputs"] <= outputs / 6, "a block has some lines of 7 outputs"
         assert blocks["weight"] >= min(512, outputs // 96)
 
 

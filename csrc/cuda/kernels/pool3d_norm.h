@@ -1,38 +1,75 @@
-// Pooling of 1 to 3 branches and LayerNorm, forward, in one launch: each block belongs to one branch.
-//   global -> shared    the taps of the block's channels and the norm's vectors, once, as float32
-//   global -> register  16 bytes (8 channels) at a time; a thread makes 4 outputs along w together, so that a token
-//                       read once serves all of them; neighbours along h and t find it in L1 and L2
+// Pooling of 1 to 3 branches and LayerNorm, forward: each block belongs to one branch. Branches whose windows fit are
+// cut into tiles (pool_tile.h), the others into strips (pool_strip.h): one launch where all are of a kind, as they are
+// in all published models but those with a kernel of stride + 1.
+//   global -> shared    tiles: each token once, by cp.async; strips: the taps, once for the block
+//   global -> register  strips: 16 bytes (8 channels) at a time; a thread makes 4 outputs along w together, neighbours
+//                       along h and t find a token in L1 and L2
 //   register            float32 accumulators; mean and variance over the 16 threads of a token by shuffles
 //   epilogue            normalised, rounded once, 16 bytes at a time; the cls token is normalised without pooling
-// Work per output: kt * kh * kw * D FMA; from memory about one read of each touched token and one write.
+// Work per output: kt * kh * kw * D FMA.
 #pragma once
 
-#include "common/pool_tiles.h"
-#include "cuda/kernels/pool_strip.h"
+#include "cuda/kernels/pool_tile.h"
 
 namespace mvit::cuda {
 
 template <class T>
-MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 4) pool3d_norm(const MVIT_GRID_CONSTANT PoolProblem p) {
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolTileThreads, 2) pool3d_norm(const MVIT_GRID_CONSTANT PoolPlan plan) {
+    const PoolProblem &p = plan.problem;
     int64_t block = block_index();
     int which = 0;
-    while (block >= pool_blocks(p, p.branch[which]))
-        block -= pool_blocks(p, p.branch[which++]);
+    while (block >= plan.tiling[which].blocks)
+        block -= plan.tiling[which++].blocks;
+    const PoolBranch &b = p.branch[which];
+    const PoolTiling &tiling = plan.tiling[which];
+
+    const TilePlace place = TilePlace::of_block(p, b, tiling, block);
+    const Norm norm = {b, Shared(2 * tiling.frame_bytes + tiling.tap_bytes + tiling.staging_bytes)};
+    norm.stage(place.first_channel, place.channels);
+    const int first = thread_index() % kPoolLanes * 8;
+    const bool has_channels = first < place.channels;
+    char *const out =
+        static_cast<char *>(b.out) +
+        ((place.batch * p.heads + place.head) * pool_tokens(p, b.out_grid) * p.head_dim + place.first_channel + first) *
+            Channels<T>::kBytes;
+    // First, so that what it needs takes no registers later.
+    if (p.has_cls && place.first) {
+        sync_block();
+        const bool is_row = thread_index() < kPoolLanes && has_channels;
+        float value[8] = {};
+        if (is_row)
+            Channels<T>::load(static_cast<const char *>(b.x) +
+                                  (place.batch * b.stride_b + place.head * b.stride_h + place.first_channel + first) *
+                                      Channels<T>::kBytes,
+                              value);
+        norm.apply(value, first, has_channels, p.head_dim);
+        if (is_row)
+            Channels<T>::store(out, value);
+    }
+    pool_tile_of_mode<T>(p, b, tiling, place, [&](int frame, int line, int column, bool exists, float (&value)[8]) {
+        norm.apply(value, first, has_channels, p.head_dim);
+        if (exists && has_channels)
+            Channels<T>::store(out + place.token(b, p.has_cls, frame, line, column) * p.head_dim * Channels<T>::kBytes,
+                               value);
+    });
+}
+
+template <class T>
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 4) pool3d_norm_strips(const MVIT_GRID_CONSTANT PoolPlan plan) {
+    const PoolProblem &p = plan.problem;
+    int64_t block = block_index();
+    int which = 0;
+    while (block >= plan.strip_blocks[which])
+        block -= plan.strip_blocks[which++];
     const PoolBranch &b = p.branch[which];
 
     const int64_t strips = pool_strips(p, b);
     const PoolPlace place(p, block, strips);
-    const int taps = stage_taps(p, b, place), thread = thread_index();
-    const Shared scale = Shared(taps * kPoolChannels * 4), shift = scale + kPoolChannels * 4;
-    if (thread < place.channels) {
-        const int64_t channel = place.first_channel + thread;
-        store_shared(scale + Shared(4 * thread), b.norm_weight.data ? load_parameter(b.norm_weight, channel) : 1.0f);
-        store_shared(shift + Shared(4 * thread), b.norm_bias.data ? load_parameter(b.norm_bias, channel) : 0.0f);
-    }
+    const Norm norm = {b, Shared(stage_taps(p, b, place) * kPoolChannels * 4)};
+    norm.stage(place.first_channel, place.channels);
     sync_block();
 
     const bool has_channels = place.has_channels();
-    const int first = place.first;
     const char *const x = place.tokens<T>(static_cast<const char *>(b.x), b.stride_b, b.stride_h);
     const int64_t of_head = pool_tokens(p, b.out_grid) * p.head_dim;
     char *const out = place.tokens<T>(static_cast<char *>(b.out), p.heads * of_head, of_head);
@@ -47,22 +84,14 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 4) pool3d_norm(const MVIT_GRID
             Channels<T>::load(x, value[0]);
             outputs = 1;
         } else if (is_strip) {
-            const PoolStrip strip(b, x, index, Shared(4 * first));
+            const PoolStrip strip(b, x, index, Shared(4 * place.first));
             outputs = strip.outputs;
             token = strip.token(b, p.has_cls);
             pool_strip_of_mode<T>(b, p.has_cls, strip, value);
         }
         MVIT_UNROLL
         for (int o = 0; o < kPoolStrip; ++o) {
-            if (b.norm) {
-                const float factor = centre(value[o], has_channels, p.head_dim, b.norm_eps);
-                if (has_channels) {
-                    MVIT_UNROLL
-                    for (int c = 0; c < 8; ++c)
-                        value[o][c] = value[o][c] * factor * load_shared<float>(scale + Shared(4 * (first + c))) +
-                                      load_shared<float>(shift + Shared(4 * (first + c)));
-                }
-            }
+            norm.apply(value[o], place.first, has_channels, p.head_dim);
             if (o < outputs)
                 Channels<T>::store(out + (token + o) * p.head_dim * Channels<T>::kBytes, value[o]);
         }

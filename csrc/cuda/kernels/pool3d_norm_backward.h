@@ -1,19 +1,19 @@
-// Pooling and LayerNorm, backward. Four launches, each over 1 to 3 branches, and no atomics:
+// Pooling and LayerNorm, backward. Four steps, each over 1 to 3 branches, and no atomics:
 //   outputs     like the forward, whose pooled rows it makes again: LayerNorm's backward turns their gradient into
 //               dy. Also the taps that a maximum came from, and sums for the norm's parameters, a block's in its own
-//               place
-//   inputs      each input gathers from the outputs that read it, ceil(kernel / stride) per axis; a thread makes 4
-//               inputs a stride apart along w, which share their taps, so that a row of dy read once serves all
+//               place. Tiles in 16 bits where the windows fit, else strips
+//   inputs      at stride 1 a pooling of dy by the flipped taps, in tiles. Else each input gathers from the outputs
+//               that read it, ceil(kernel / stride) per axis; a thread makes 4 inputs a stride apart along w, which
+//               share their taps, so that a row of dy read once serves all
 //   weight      sums of x * dy for 3 taps along w, over a part of the lines of outputs
 //   parameters  the sums of all blocks, added in a fixed order
 // All read and write 16 bytes (8 channels) a thread, and compute in float32. dy is rounded to the dtype of x, as
 // eager PyTorch's is.
-// Work per output: 6 * kt * kh * kw * D FLOP; from memory x, the gradient and dy, and again kt * kh times for the
-// weight.
+// Work per output: 6 * kt * kh * kw * D FLOP.
 #pragma once
 
 #include "common/pool_backward_tiles.h"
-#include "cuda/kernels/pool_strip.h"
+#include "cuda/kernels/pool_tile.h"
 
 namespace mvit::cuda {
 
@@ -34,55 +34,144 @@ MVIT_DEVICE void store_winners(uint16_t *to, const int (&winner)[8]) {
     store_global(to, v);
 }
 
-// What a thread of `outputs` does with one pooled row of a branch with a norm.
+// LayerNorm's backward for the rows of a block.
 struct NormBackward {
-    Shared weight;                  // the norm's, of this thread's channels
-    float of_weight[8], of_bias[8]; // sums for the gradients of the norm's parameters
+    const PoolBackwardBranch &of;
+    const Norm &norm;
+    Shared sums; // [group][2][channel]: for the gradients of the norm's weight and bias, of the rows of a group
+    int group, first;
+    bool has_channels;
 
-    // value and grad: the pooled row and the gradient of its norm, zeros where this thread has no channels. Makes
-    // dy of value.
-    MVIT_DEVICE void row(float (&value)[8], const float (&grad)[8], bool exists, bool has_channels, int64_t head_dim,
-                         double eps) {
-        const float factor = centre(value, has_channels, head_dim, eps);
-        float weighted[8], along[8];
-        MVIT_UNROLL
-        for (int c = 0; c < 8; ++c) {
-            value[c] *= factor;
-            weighted[c] = has_channels ? grad[c] * load_shared<float>(weight + Shared(4 * c)) : 0;
-            along[c] = weighted[c] * value[c];
-            if (exists) {
-                of_weight[c] += grad[c] * value[c];
-                of_bias[c] += grad[c];
-            }
+    MVIT_DEVICE Shared sum(int group, int vector, int channel) const {
+        return sums + Shared(((2 * group + vector) * kPoolChannels + channel) * 4);
+    }
+
+    MVIT_DEVICE void start() const {
+        if (of.sums_norm && has_channels) {
+            MVIT_UNROLL
+            for (int i = 0; i < 4; ++i)
+                store_shared(sum(group, i / 2, first + i % 2 * 4), Float4{});
         }
-        const float mean = sum_of_token(weighted) / float(head_dim), slope = sum_of_token(along) / float(head_dim);
+    }
+
+    // value and grad: the pooled row and the gradient of its norm, zeros where this thread has no channels. Makes dy
+    // of value. Every lane of the warp takes part.
+    MVIT_DEVICE void row(float (&value)[8], float (&grad)[8], bool exists, int64_t head_dim) const {
+        const float factor = centre(value, has_channels, head_dim, norm.b.norm_eps);
         MVIT_UNROLL
         for (int c = 0; c < 8; ++c)
-            value[c] = (weighted[c] - mean - value[c] * slope) * factor;
+            value[c] *= factor;
+        if (of.sums_norm && exists && has_channels) {
+            MVIT_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const Shared at = sum(group, i / 2, first + i % 2 * 4);
+                Float4 total = load_shared<Float4>(at);
+                MVIT_UNROLL
+                for (int c = 0; c < 4; ++c)
+                    total.value[c] += grad[i % 2 * 4 + c] * (i < 2 ? value[i % 2 * 4 + c] : 1.0f);
+                store_shared(at, total);
+            }
+        }
+        float sum = 0, along = 0;
+        MVIT_UNROLL
+        for (int c = 0; c < 8; ++c) {
+            grad[c] = has_channels ? grad[c] * load_shared<float>(norm.vectors + Shared(4 * (first + c))) : 0;
+            sum += grad[c];
+            along += grad[c] * value[c];
+        }
+        const float mean = sum_of_token(sum) / float(head_dim), slope = sum_of_token(along) / float(head_dim);
+        MVIT_UNROLL
+        for (int c = 0; c < 8; ++c)
+            value[c] = (grad[c] - mean - value[c] * slope) * factor;
+    }
+
+    // The sums of all groups, to where those of this block belong.
+    MVIT_DEVICE void finish(int groups, int channels, int64_t head_dim, int64_t block) const {
+        if (!of.sums_norm)
+            return;
+        sync_block();
+        const int channel = thread_index();
+        if (channel >= channels)
+            return;
+        for (int vector = 0; vector < 2; ++vector) {
+            float total = 0;
+            for (int i = 0; i < groups; ++i)
+                total += load_shared<float>(sum(i, vector, channel));
+            store_global(of.norm_sums + (block * 2 + vector) * head_dim + channel, total);
+        }
     }
 };
 
 template <class T>
-MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 3)
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolTileThreads, 2)
     pool3d_norm_backward_outputs(const MVIT_GRID_CONSTANT PoolBackwardPlan plan) {
     const PoolProblem &p = plan.problem.forward;
     int64_t block = block_index();
-    const int which = branch_of_block<&PoolBackwardBranch::output_blocks>(plan, block);
+    const int which = branch_of_block<&PoolBackwardBranch::output_tiles>(plan, block);
+    const PoolBranch &b = p.branch[which];
+    const PoolBranchGradients &g = plan.problem.gradients[which];
+    const PoolBackwardBranch &of = plan.branch[which];
+
+    const TilePlace place = TilePlace::of_block(p, b, of.tiling, block);
+    const Norm norm = {b, Shared(2 * of.tiling.frame_bytes + of.tiling.tap_bytes + of.tiling.staging_bytes)};
+    norm.stage(place.first_channel, place.channels);
+    const int first = thread_index() % kPoolLanes * 8;
+    const NormBackward backward = {
+        of, norm, norm.vectors + Norm::kSharedBytes, thread_index() / kPoolLanes, first, first < place.channels};
+    backward.start();
+    const char *const grad =
+        static_cast<const char *>(g.grad) +
+        (place.batch * g.stride_b + place.head * g.stride_h + place.first_channel + first) * Channels<T>::kBytes;
+    const int64_t of_head = (place.batch * p.heads + place.head) * pool_tokens(p, b.out_grid) * p.head_dim;
+    char *const dy = of.makes_dy
+                         ? static_cast<char *>(of.dy) + (of_head + place.first_channel + first) * Channels<T>::kBytes
+                         : nullptr;
+    const auto row = [&](int64_t token, bool exists, float (&value)[8]) {
+        exists = exists && backward.has_channels;
+        float of_row[8] = {};
+        if (exists)
+            Channels<T>::load(grad + token * g.stride_n * Channels<T>::kBytes, of_row);
+        backward.row(value, of_row, exists, p.head_dim);
+        if (dy && exists)
+            Channels<T>::store(dy + token * p.head_dim * Channels<T>::kBytes, value);
+    };
+    // First, so that what it needs takes no registers later.
+    if (p.has_cls && place.first) {
+        sync_block();
+        const bool is_row = thread_index() < kPoolLanes;
+        float value[8] = {};
+        if (is_row && backward.has_channels)
+            Channels<T>::load(static_cast<const char *>(b.x) +
+                                  (place.batch * b.stride_b + place.head * b.stride_h + place.first_channel + first) *
+                                      Channels<T>::kBytes,
+                              value);
+        row(0, is_row, value);
+    }
+    pool_tile_of_mode<T>(p, b, of.tiling, place, [&](int frame, int line, int column, bool exists, float (&value)[8]) {
+        row(place.token(b, p.has_cls, frame, line, column), exists, value);
+    });
+    backward.finish(kPoolTileGroups, place.channels, p.head_dim, block);
+}
+
+template <class T>
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 3)
+    pool3d_norm_backward_output_strips(const MVIT_GRID_CONSTANT PoolBackwardPlan plan) {
+    const PoolProblem &p = plan.problem.forward;
+    int64_t block = block_index();
+    const int which = branch_of_block<&PoolBackwardBranch::output_strips>(plan, block);
     const PoolBranch &b = p.branch[which];
     const PoolBranchGradients &g = plan.problem.gradients[which];
     const PoolBackwardBranch &of = plan.branch[which];
 
     const int64_t strips = pool_strips(p, b);
     const PoolPlace place(p, block, strips);
-    const int taps = stage_taps(p, b, place), first = place.first, thread = thread_index();
-    const Shared scale = Shared(taps * kPoolChannels * 4);
-    if (thread < place.channels)
-        store_shared(scale + Shared(4 * thread),
-                     b.norm_weight.data ? load_parameter(b.norm_weight, place.first_channel + thread) : 1.0f);
+    const bool has_channels = place.has_channels();
+    const Norm norm = {b, Shared(stage_taps(p, b, place) * kPoolChannels * 4)};
+    norm.stage(place.first_channel, place.channels);
+    const NormBackward backward = {of, norm, norm.vectors + Norm::kSharedBytes, place.group, place.first, has_channels};
+    backward.start();
     sync_block();
 
-    const bool has_channels = place.has_channels();
-    NormBackward norm = {scale + Shared(4 * first), {}, {}};
     const char *const x = place.tokens<T>(static_cast<const char *>(b.x), b.stride_b, b.stride_h);
     const char *const grad = place.tokens<T>(static_cast<const char *>(g.grad), g.stride_b, g.stride_h);
     const int64_t of_head = pool_tokens(p, b.out_grid) * p.head_dim;
@@ -99,7 +188,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 3)
             Channels<T>::load(x, value[0]);
             outputs = 1;
         } else if (is_strip) {
-            const PoolStrip strip(b, x, index, Shared(4 * first));
+            const PoolStrip strip(b, x, index, Shared(4 * place.first));
             outputs = strip.outputs;
             token = strip.token(b, p.has_cls);
             if (of.makes_winners) {
@@ -117,35 +206,15 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 3)
             continue;
         MVIT_UNROLL
         for (int o = 0; o < kPoolStrip; ++o) {
-            float g_row[8] = {};
+            float of_row[8] = {};
             if (o < outputs)
-                Channels<T>::load(grad + (token + o) * g.stride_n * Channels<T>::kBytes, g_row);
-            norm.row(value[o], g_row, o < outputs, has_channels, p.head_dim, b.norm_eps);
+                Channels<T>::load(grad + (token + o) * g.stride_n * Channels<T>::kBytes, of_row);
+            backward.row(value[o], of_row, o < outputs, p.head_dim);
             if (of.makes_dy && o < outputs)
                 Channels<T>::store(dy + (token + o) * p.head_dim * Channels<T>::kBytes, value[o]);
         }
     }
-
-    if (!of.sums_norm)
-        return;
-    // [group][2][channel], then one thread per channel adds the groups.
-    const Shared sums = scale + kPoolChannels * 4;
-    if (has_channels) {
-        MVIT_UNROLL
-        for (int c = 0; c < 8; ++c) {
-            store_shared(sums + Shared(((2 * place.group) * kPoolChannels + first + c) * 4), norm.of_weight[c]);
-            store_shared(sums + Shared(((2 * place.group + 1) * kPoolChannels + first + c) * 4), norm.of_bias[c]);
-        }
-    }
-    sync_block();
-    if (thread >= place.channels)
-        return;
-    for (int row = 0; row < 2; ++row) {
-        float sum = 0;
-        for (int group = 0; group < kPoolGroups; ++group)
-            sum += load_shared<float>(sums + Shared(((2 * group + row) * kPoolChannels + thread) * 4));
-        store_global(of.norm_sums + (block * 2 + row) * p.head_dim + thread, sum);
-    }
+    backward.finish(kPoolGroups, place.channels, p.head_dim, block);
 }
 
 // The outputs that read coordinate i of an axis: output q - m by tap rest + m * stride, m in [first, last).
@@ -226,12 +295,46 @@ MVIT_DEVICE void gather_strip(const PoolProblem &p, const PoolBranch &b, const P
     }
 }
 
+// A stride of 1.
+template <class T>
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolTileThreads, 2)
+    pool3d_norm_backward_inputs(const MVIT_GRID_CONSTANT PoolTransposedPlan transposed) {
+    const PoolPlan &plan = transposed.plan;
+    const PoolProblem &p = plan.problem;
+    int64_t block = block_index();
+    int which = 0;
+    while (block >= plan.tiling[which].blocks)
+        block -= plan.tiling[which++].blocks;
+    const PoolBranch &b = p.branch[which];
+    const TilePlace place = TilePlace::of_block(p, b, plan.tiling[which], block);
+    const int first = thread_index() % kPoolLanes * 8;
+    const int64_t channel = place.first_channel + first;
+    char *const to = static_cast<char *>(b.out) +
+                     (place.batch * transposed.stride_b[which] + place.head * transposed.stride_h[which] + channel) *
+                         Channels<T>::kBytes;
+    const auto store = [&](int64_t token, bool exists, const float (&value)[8]) {
+        if (exists && first < place.channels)
+            Channels<T>::store(to + token * transposed.stride_n[which] * Channels<T>::kBytes, value);
+    };
+    if (p.has_cls && place.first && thread_index() < kPoolLanes && first < place.channels) {
+        float value[8];
+        Channels<T>::load(static_cast<const char *>(b.x) +
+                              (place.batch * b.stride_b + place.head * b.stride_h + channel) * Channels<T>::kBytes,
+                          value);
+        store(0, true, value);
+    }
+    pool_tile_of_mode<T>(p, b, plan.tiling[which], place,
+                         [&](int frame, int line, int column, bool exists, float (&value)[8]) {
+                             store(place.token(b, p.has_cls, frame, line, column), exists, value);
+                         });
+}
+
 template <class T>
 MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 4)
-    pool3d_norm_backward_inputs(const MVIT_GRID_CONSTANT PoolBackwardPlan plan) {
+    pool3d_norm_backward_input_strips(const MVIT_GRID_CONSTANT PoolBackwardPlan plan) {
     const PoolProblem &p = plan.problem.forward;
     int64_t block = block_index();
-    const int which = branch_of_block<&PoolBackwardBranch::input_blocks>(plan, block);
+    const int which = branch_of_block<&PoolBackwardBranch::input_strips>(plan, block);
     const PoolBranch &b = p.branch[which];
     const PoolBranchGradients &g = plan.problem.gradients[which];
     const PoolBackwardBranch &of = plan.branch[which];

@@ -119,7 +119,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kSumThreads, 4)
     const int64_t vector = row - filters * taps;
     const ParameterGradient &to = vector == 0 ? g.norm_weight : g.norm_bias;
     if (to.data)
-        sum_of_parts(of.norm_sums + vector * p.head_dim, of.output_blocks, 2 * p.head_dim, channels,
+        sum_of_parts(of.norm_sums + vector * p.head_dim, of.output_tiles + of.output_strips, 2 * p.head_dim, channels,
                      [&](int channel, float sum) { store_parameter(to, channel, sum); });
 }
 

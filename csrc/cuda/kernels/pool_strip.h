@@ -155,11 +155,7 @@ MVIT_DEVICE void pool_strip_of_mode(const PoolBranch &b, bool has_cls, const Poo
 }
 
 // The sum over the threads of one token. Every lane of the warp takes part.
-MVIT_DEVICE float sum_of_token(const float (&value)[8]) {
-    float sum = 0;
-    MVIT_UNROLL
-    for (int c = 0; c < 8; ++c)
-        sum += value[c];
+MVIT_DEVICE float sum_of_token(float sum) {
     MVIT_UNROLL
     for (int mask = 1; mask < kPoolLanes; mask *= 2)
         sum += shuffle_xor(sum, mask);
@@ -169,12 +165,15 @@ MVIT_DEVICE float sum_of_token(const float (&value)[8]) {
 // Takes the mean of a token from its channels, and returns what they have to be multiplied by for a variance of 1.
 // Every lane of the warp takes part; threads without channels get zeros.
 MVIT_DEVICE float centre(float (&value)[8], bool has_channels, int64_t head_dim, double eps) {
-    const float mean = sum_of_token(value) / float(head_dim);
-    float squares[8];
+    float sum = 0, squares = 0;
+    MVIT_UNROLL
+    for (int c = 0; c < 8; ++c)
+        sum += value[c];
+    const float mean = sum_of_token(sum) / float(head_dim);
     MVIT_UNROLL
     for (int c = 0; c < 8; ++c) {
         value[c] = has_channels ? value[c] - mean : 0;
-        squares[c] = value[c] * value[c];
+        squares += value[c] * value[c];
     }
     return inverse_square_root(sum_of_token(squares) / float(head_dim) + float(eps));
 }
