@@ -16,9 +16,11 @@ ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     # float32 products run on the ordinary units: small tiles, or the operands do not fit the registers.
     ("any", "forward", "float32", 128, 0, 32, 16, 4, 1),
     ("sm90", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
+    ("sm100", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
     ("sm120", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
     ("any", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
     ("sm90", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
+    ("sm100", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("sm120", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("any", "grad_kv", "float32", 128, 0, 32, 32, 4, 1),
     # wgmma and tcgen05 take their operands from shared memory, so wide tiles fit.

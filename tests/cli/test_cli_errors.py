@@ -169,7 +169,7 @@ def test_unknown_backend_in_the_environment(fails, command, monkeypatch):
 
 
 def test_no_command(fails):
-    assert "bench,info,explain" in fails()
+    assert "bench,report,info,explain" in fails()
 
 
 def test_as_a_process_there_is_no_traceback(tmp_path):

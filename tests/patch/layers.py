@@ -81,6 +81,8 @@ def placed(path: str, name: str, cls: type) -> Iterator[None]:
     names = [path]
     if importlib.util.find_spec(path.partition(".")[0]) is None:
         names += [path.rsplit(".", i)[0] for i in range(1, path.count(".") + 1)]
+    else:
+        replace_broken_packages(path)
     before = {module: sys.modules.pop(module, None) for module in names}
     for module in names:
         sys.modules[module] = types.ModuleType(module)
@@ -101,14 +103,19 @@ Our layer's module asks for neither."""
 
 def imported(path: str, name: str) -> type[nn.Module]:
     try:
-        for package in sorted(BROKEN_PACKAGES):
-            if path.startswith(f"{package}.") and package not in sys.modules:
-                parent = importlib.import_module(package.rpartition(".")[0])
-                sys.modules[package] = types.ModuleType(package)
-                sys.modules[package].__path__ = [f"{folder}/{package.rpartition('.')[2]}" for folder in parent.__path__]
+        replace_broken_packages(path)
         return getattr(importlib.import_module(path), name)
     except Exception as error:  # a half-installed library may raise anything
         pytest.skip(f"{path} can't be imported: {type(error).__name__}: {error}")
+
+
+def replace_broken_packages(path: str) -> None:
+    """The packages of the module `path` that are broken become empty ones in the same folders."""
+    for package in sorted(BROKEN_PACKAGES):
+        if path.startswith(f"{package}.") and package not in sys.modules:
+            parent, _, last = package.rpartition(".")
+            sys.modules[package] = types.ModuleType(package)
+            sys.modules[package].__path__ = [f"{folder}/{last}" for folder in importlib.import_module(parent).__path__]
 
 
 def pooled(dims: int, stride_q: int, stride_kv: int, kernel: int = 3) -> dict[str, Any]:
