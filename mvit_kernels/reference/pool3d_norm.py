@@ -40,6 +40,9 @@ def pool3d_norm(
         channels = weight.shape[0]
         # Shared by the heads: heads join the batch. Per channel: heads join the channels.
         folded = grid.flatten(0, 1) if channels == dim else grid.flatten(1, 2)
+        if x.dtype == torch.bfloat16:
+            # PyTorch's CPU backward (2.14) computes a wrong weight gradient from token-major bfloat16 input.
+            folded = folded.contiguous()
         pooled = F.conv3d(folded, weight.to(x.dtype), None, pool.stride, pool.padding, groups=channels)
     elif pool.mode == "avg":
         # The padding counts in the mean; put there beforehand, as avg_pool3d refuses a grid smaller than its kernel.

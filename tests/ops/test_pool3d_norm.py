@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mvit_kernels import backends, ops, reference
 from mvit_kernels.problem import Pool, touched_grid
@@ -149,3 +150,18 @@ def test_touched_grid_pools_to_the_same_numbers(n: int, kernel: int, stride: int
     full = reference.pool3d_norm(x, thw, geometry, has_cls=False, weight=weight)
     dense = reference.pool3d_norm(rows, touched.thw, touched.pool, has_cls=False, weight=weight)
     torch.testing.assert_close(dense, full, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_reference_has_the_right_weight_gradient_in_every_dtype(dtype: torch.dtype) -> None:
+    """What every kernel is judged by: PyTorch's bfloat16 convolution of token-major input gives rubbish here."""
+    x, weight = torch.randn(2, 1, 129, 16), torch.randn(16, 1, 3, 3, 3)
+    pool = Pool("conv", (3, 3, 3), (1, 2, 2), (1, 1, 1))
+
+    def gradient(kind: torch.dtype) -> Tensor:
+        w = weight.to(dtype).to(kind).requires_grad_()
+        y = reference.pool3d_norm(x.to(dtype).to(kind), (2, 8, 8), pool, has_cls=True, weight=w)
+        return torch.autograd.grad(y.sin().sum(), w)[0].double()
+
+    exact = gradient(torch.float64)
+    assert float((gradient(dtype) - exact).abs().max()) <= 4 * torch.finfo(dtype).eps * float(exact.abs().max()) + 1e-5
