@@ -79,7 +79,7 @@ class Layer:
 def placed(path: str, name: str, cls: type) -> Iterator[None]:
     """`cls` can be imported from `path`, as pickle does; an installed library's own modules come back afterwards."""
     names = [path]
-    if importlib.util.find_spec(path.partition(".")[0]) is None:
+    if not importable(path.partition(".")[0]):
         names += [path.rsplit(".", i)[0] for i in range(1, path.count(".") + 1)]
     else:
         replace_broken_packages(path)
@@ -101,6 +101,14 @@ BROKEN_PACKAGES = {"mmaction.models", "mmaction.models.backbones"}
 Our layer's module asks for neither."""
 
 
+def importable(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except Exception:  # not there, or not fit for what else is installed
+        return False
+    return True
+
+
 def imported(path: str, name: str) -> type[nn.Module]:
     try:
         replace_broken_packages(path)
@@ -114,8 +122,9 @@ def replace_broken_packages(path: str) -> None:
     for package in sorted(BROKEN_PACKAGES):
         if path.startswith(f"{package}.") and package not in sys.modules:
             parent, _, last = package.rpartition(".")
-            sys.modules[package] = types.ModuleType(package)
-            sys.modules[package].__path__ = [f"{folder}/{last}" for folder in importlib.import_module(parent).__path__]
+            empty = types.ModuleType(package)
+            empty.__path__ = [f"{folder}/{last}" for folder in importlib.import_module(parent).__path__]
+            sys.modules[package] = empty
 
 
 def pooled(dims: int, stride_q: int, stride_kv: int, kernel: int = 3) -> dict[str, Any]:
