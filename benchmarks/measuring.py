@@ -278,7 +278,7 @@ def _failures(peer: str | Callable[[], str]) -> Iterator[None]:
         raise
     except Unavailable as error:
         raise Failure(_name(peer), "unavailable", str(error)) from None
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what the implementation itself refuses: FlexAttention's backward on a CPU
         raise Failure(_name(peer), "unavailable", one_line(error)) from None
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise Failure(_name(peer), "too large", one_line(error)) from None
