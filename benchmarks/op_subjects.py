@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import baselines
-import subjects
 import torch
 import torch.nn.functional as F
 import work
 from cases import KERNELS, Case
+from own_kernels import must_run_here, on_backend
 from subject import Computation, Forward, Subject
 from torch import Tensor
 
@@ -67,8 +67,8 @@ def _subject(
         return Computation(partial(upstream["eager"], *exact), exact, [d.double() for d in directions])
 
     def kernels(name: str) -> Forward:
-        subjects.must_run_here(name)
-        return subjects.on_backend(name, partial(ours, *leaves))
+        must_run_here(name)
+        return on_backend(name, partial(ours, *leaves))
 
     makers: dict[str, Callable[[], Forward]] = {
         name: lambda op=op: partial(op, *leaves) for name, op in upstream.items()

@@ -9,53 +9,32 @@ from functools import partial
 from typing import Any
 
 import baselines
+import op_subjects
 import torch
 import work
 from cases import ALL_LAYERS, KERNELS, Case
 from hosts import Host, double, host, materialise
+from own_kernels import must_run_here, on_backend
 from subject import Computation, Forward, Subject, Unavailable, autocast
 from torch import Tensor, nn
 
-from mvit_kernels import backends, models, use_backend, video
+from mvit_kernels import models, video
 from mvit_kernels.problem import Grid
 
 
 def build(case: Case, batch: int, device: torch.device) -> Subject:
     """The subject of a case; its mode does not matter."""
     if case.level == "op":
-        import op_subjects
-
         return op_subjects.build(case, batch, device)
     return {"layer": _layer, "block": _block, "sweep": _sweep, "model": _model}[case.level](case, batch, device)
 
 
-def on_backend(name: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    """`call` on one backend of this package, "reference" its eager one."""
-
-    def run() -> Any:
-        with use_backend("eager" if name == "reference" else name):
-            return call()
-
-    return run
-
-
-def must_run_here(name: str) -> None:
-    """:class:`Unavailable` with its reason where a backend of this package can't run here."""
-    if name == "reference":
-        return
-    if name not in backends.backend_names():
-        raise Unavailable("this version has no such backend")
-    reason = backends.get(name).unavailable()
-    if reason is not None:
-        raise Unavailable(reason)
-
-
-def compiled(module: nn.Module) -> Any:
-    """torch.compile for inference and training."""
+def compiled(module: nn.Module, frozen: bool = False) -> Any:
+    """torch.compile for inference and training; `frozen`, for inference alone, with its weights as constants."""
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False
-    return torch.compile(module, dynamic=False)
+    return torch.compile(module, dynamic=False, options={"freezing": True} if frozen else None)
 
 
 def _part(host_: Host, module: Any, kind: str, scope: str, case: Case, x: Tensor, grid: Grid) -> dict[str, Any]:
@@ -138,8 +117,6 @@ def _block(case: Case, batch: int, device: torch.device) -> Subject:
 
 def _sweep(case: Case, batch: int, device: torch.device) -> Subject:
     if case.axis == "keys":
-        import op_subjects
-
         return op_subjects.keys(case, batch, device)
     return _all_layers(case, case.value if case.axis == "batch" else batch, device)
 
@@ -256,7 +233,7 @@ def _model(case: Case, batch: int, device: torch.device) -> Subject:
     return Subject(
         {
             "eager": lambda: partial(run, model),
-            "compile": lambda: partial(run, compiled(copy.copy(model))),
+            "compile": lambda: partial(run, compiled(copy.copy(model), frozen=case.mode == "forward")),
             "openvino": partial(engine, engines.openvino),
             "onnxruntime": partial(engine, engines.onnxruntime),
             **{f"{b}-{s}": partial(kernels, b, s) for b in KERNELS for s in ("attention", "block")},

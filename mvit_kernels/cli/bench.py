@@ -8,7 +8,6 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,15 @@ from torch import Tensor, nn
 import mvit_kernels
 
 from .. import accuracy, backends, measure, video
-from ..accuracy import Difference, Verdict
-from ..measure import Spread, Timings
 from ..patch import SCOPES
 from . import bench_output
+from .bench_result import EAGER, FUSED, Result
 from .layers import summarise
 from .options import DTYPES, UsageError, add_run_options, at_least, output_path, prepare
 from .progress import Progress, progress
 from .workload import Workload, build
 
 WARMUP = 2
-EAGER, FUSED = "eager", "mvit_kernels"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One model's figures. Seconds, bytes and logits by name: "eager" and "mvit_kernels"."""
-
-    workload: Workload
-    timings: Timings
-    memory: dict[str, int]
-    logits: dict[str, Tensor]
-    difference: Difference
-    verdict: Verdict | None
-    layers: list[str]
-    left_alone: list[str]
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict is None or self.verdict.max_passed
-
-    @property
-    def speedup(self) -> Spread:
-        return self.timings.speedup(FUSED, over=EAGER)
-
-    def top(self, name: str, sample: int, count: int = 5) -> list[int]:
-        """Class numbers of the largest logits, largest first."""
-        logits = self.logits[name][sample].float()
-        return logits.topk(min(count, logits.numel())).indices.tolist()
 
 
 def add_parser(commands: Any) -> None:

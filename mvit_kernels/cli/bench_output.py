@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..measure import MIB, Spread
+from .bench_result import EAGER, FUSED, Result
 
-if TYPE_CHECKING:
-    from .bench import Result
-
-NAMES = ("eager", "mvit_kernels")
+NAMES = (EAGER, FUSED)
 
 
 def text(setting: dict[str, Any], results: list[Result]) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..measure import MIB
 from .bench_output import NAMES
-
-if TYPE_CHECKING:
-    from .bench import Result
+from .bench_result import Result
 
 COLOURS = {"eager": "#9aa5b1", "mvit_kernels": "#2a6f97"}
 

@@ -18,7 +18,8 @@ import mvit_kernels
 
 from .. import accuracy, video
 from ..accuracy import Check
-from .bench import EAGER, ieee_float32, run_on, sharing_copy
+from .bench import ieee_float32, run_on, sharing_copy
+from .bench_result import EAGER
 from .factory import Subject, load
 from .options import DTYPES, UsageError, add_run_options, prepare
 
