@@ -51,6 +51,11 @@ def key_tail(keys: int, block: int) -> int:
     return min(ceil_div(keys % block, MIN_DOT) * MIN_DOT, block)
 
 
+def key_tiles(keys: int, block: int) -> int:
+    """Tiles of `keys`: the whole ones, and one for each width of `key_tail`."""
+    return keys // block + key_tail(keys, block).bit_count()
+
+
 def one_tail(keys: int, block: int) -> int:
     """Width of a single tail tile: a power of two of at least 16, 0 where no keys are left."""
     return power_of_two(max(keys % block, MIN_DOT)) if keys % block else 0

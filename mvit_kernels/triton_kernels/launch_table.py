@@ -15,9 +15,6 @@ FIELDS = ("family", "kernel", "dtype", "head_dim", "keys", "block_m", "block_n",
 ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     # float32 products run on the ordinary units: small tiles, or the operands do not fit the registers.
     ("any", "forward", "float32", 128, 0, 32, 16, 4, 1),
-    ("sm90", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
-    ("sm100", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
-    ("sm120", "grad_q", "float32", 128, 0, 16, 16, 8, 1),
     ("any", "grad_q", "float32", 128, 0, 32, 16, 8, 1),
     ("sm90", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),
     ("sm100", "grad_kv", "float32", 128, 0, 16, 32, 4, 1),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .blocks import ceil_div, divisor, key_tail, one_tail, split, stride_unit
+from .blocks import ceil_div, divisor, key_tail, key_tiles, one_tail, split, stride_unit
 from .device import device_family, launch, precision
 from .kernels import attention, attention_backward
 from .launch import matrix_kernel, splits
@@ -140,7 +140,8 @@ def backward(
     grad_k, grad_v = nothing, nothing
     if needs_k or needs_v:
         choice = matrix_kernel("grad_kv", arch, q.dtype, dim, num_k)
-        programs = ceil_div(num_k, choice.block_n) * batch * heads
+        tail, tiles = key_tail(num_k, choice.block_n), key_tiles(num_k, choice.block_n)
+        programs = tiles * batch * heads
         steps = ceil_div(num_q, choice.block_m)
         parts = splits(programs, steps)
         part_queries = ceil_div(steps, parts) * choice.block_m
@@ -157,10 +158,10 @@ def backward(
             *(q, k, v, rows, grad_out, lse, delta, grad_k, grad_v),
             *strides,
             *sizes,
-            *(batch * heads, part_queries),
+            *(tiles, batch * heads, part_queries),
             *shape,
             *(int(needs_k), int(needs_v)),
-            *(choice.block_m, choice.block_n, one_tail(num_k, choice.block_n) or choice.block_n, precision(q.dtype)),
+            *(choice.block_m, choice.block_n, tail or choice.block_n, precision(q.dtype)),
             warps=choice.warps,
             stages=choice.stages,
             registers=255,

@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 
 from .attention import biased_scores
-from .primitives import kernel, load_rel_pos, load_rows, one_hot, store_rows
+from .primitives import gathered_bias, kernel, load_rel_pos, load_rows, one_hot, store_rows
 
 
 @triton.jit
 def _probabilities(
-    q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+    q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
     N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, S0: tl.constexpr,
     S1: tl.constexpr, CLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -32,7 +32,15 @@ def _probabilities(
     if D1 > 0:
         k1 = load_rows(k_base, keys, k_stride, num_k, D0, D1, D, MASKED)
         v1 = load_rows(v_base, keys, v_stride, num_k, D0, D1, D, MASKED)
-    s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, grid, D1, S0, S1, CLS, PRECISION)
+    # float32 products run on the ordinary units, where the one with the one-hot matrix would take S multiplications a
+    # score, and registers for as many entries.
+    GATHER: tl.constexpr = S0 > 0 and q0.dtype == tl.float32
+    if GATHER:
+        rows_base, queries, rows_stride, num_q = rows_at
+        s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, grid, D1, 0, 0, CLS, PRECISION)
+        s += gathered_bias(rows_base, queries, rows_stride, num_q, keys, num_k, grid, CLS) * 1.4426950408889634
+    else:
+        s = biased_scores(q0, q1, k0, k1, r0, r1, keys, scale2, grid, D1, S0, S1, CLS, PRECISION)
     p = tl.exp2(s - lse2[:, None])
     if MASKED:
         p = tl.where((keys < num_k)[None, :], p, 0.0)
@@ -44,12 +52,12 @@ def _probabilities(
 
 @triton.jit
 def _delta_step(
-    delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+    delta, total, q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
     N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, S0: tl.constexpr,
     S1: tl.constexpr, CLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     p, dp, _, _ = _probabilities(
-        q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+        q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
         N, MASKED, D, D0, D1, S0, S1, CLS, PRECISION,
     )  # fmt: skip
     return delta + tl.sum(p * dp, 1), total + tl.sum(p, 1)
@@ -57,13 +65,13 @@ def _delta_step(
 
 @triton.jit
 def _grad_q_step(
-    acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride,
-    scale2, grid, N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k, k_stride,
+    v_stride, scale2, grid, N: tl.constexpr, MASKED: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     S0: tl.constexpr, S1: tl.constexpr, CLS: tl.constexpr,
     ROWS_GRAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     p, dp, k0, k1 = _probabilities(
-        q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
+        q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
         N, MASKED, D, D0, D1, S0, S1, CLS, PRECISION,
     )  # fmt: skip
     ds = (p * (dp - delta[:, None])).to(k0.dtype)
@@ -111,10 +119,12 @@ def attention_grad_q(
     if D1 > 0:
         q1 = load_rows(q_base, queries, q_stride_n * UNIT, num_q, D0, D1, D, True)
         g1 = load_rows(g_base, queries, g_stride_n * UNIT, num_q, D0, D1, D, True)
+    FLOAT32: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
+    rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
+    rows_stride = rows_stride_n * ROWS_UNIT
+    rows_at = (rows_base, queries, rows_stride, num_q)
     r0, r1 = q0, q0
-    if S0 > 0:
-        rows_base = rows_ptr + (b * rows_stride_b + h * rows_stride_h) * ROWS_UNIT
-        rows_stride = rows_stride_n * ROWS_UNIT
+    if S0 > 0 and not FLOAT32:
         r0 = load_rel_pos(rows_base, queries, rows_stride, num_q, entries, 0, S0, CLS, q0.dtype)
         r1 = r0
         if S1 > 0:
@@ -131,18 +141,17 @@ def attention_grad_q(
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, whole, BLOCK_N):
         delta, total = _delta_step(
-            delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride, scale2, grid,
-            BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, PRECISION,
+            delta, total, q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k, k_stride, v_stride,
+            scale2, grid, BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     if TAIL and not MERGED:
         delta, total = _delta_step(
-            delta, total, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k, k_stride, v_stride, scale2, grid,
-            TAIL, True, D, D0, D1, S0, S1, CLS, PRECISION,
+            delta, total, q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, whole, num_k, k_stride, v_stride,
+            scale2, grid, TAIL, True, D, D0, D1, S0, S1, CLS, PRECISION,
         )  # fmt: skip
     # In float32 the log-sum-exp's own rounding shows: P sums to 1 + a few eps. Half precision has no use for this.
-    EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
-    if EXACT:
+    if FLOAT32:
         delta *= inverse
     if LSE_GRAD:
         delta -= tl.load(grad_lse_ptr + at, mask=queries < num_q, other=0.0)
@@ -155,15 +164,15 @@ def attention_grad_q(
         rows1 = tl.zeros([BLOCK_M, S1 if S1 > 0 else 1], tl.float32)
         for start in range(0, whole, BLOCK_N):
             acc0, acc1, rows0, rows1 = _grad_q_step(
-                acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, start, num_k,
+                acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, start, num_k,
                 k_stride, v_stride, scale2, grid, BLOCK_N, MERGED, D, D0, D1, S0, S1, CLS, ROWS_GRAD, PRECISION,
             )  # fmt: skip
         if TAIL and not MERGED:
             acc0, acc1, rows0, rows1 = _grad_q_step(
-                acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, g0, g1, lse2, k_base, v_base, whole, num_k,
+                acc0, acc1, rows0, rows1, delta, q0, q1, r0, r1, rows_at, g0, g1, lse2, k_base, v_base, whole, num_k,
                 k_stride, v_stride, scale2, grid, TAIL, True, D, D0, D1, S0, S1, CLS, ROWS_GRAD, PRECISION,
             )  # fmt: skip
-        if EXACT:
+        if FLOAT32:
             acc0 *= inverse[:, None]
             acc1 *= inverse[:, None]
             rows0 *= inverse[:, None]
@@ -258,14 +267,16 @@ def attention_grad_kv(
     q_ptr, k_ptr, v_ptr, rows_ptr, g_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     g_stride_b, g_stride_h, g_stride_n, rows_stride_b, rows_stride_h, rows_stride_n, heads, num_q, num_k, scale,
-    entries, k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w, batch_heads, part_queries,
+    entries, k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w, tiles, batch_heads, part_queries,
     UNIT: tl.constexpr, ROWS_UNIT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     S0: tl.constexpr, S1: tl.constexpr,
     CLS: tl.constexpr, K_GRAD: tl.constexpr, V_GRAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of k and v as (part, B, H, Nk, D); a part sums `part_queries` queries."""
-    tiles = tl.cdiv(num_k, BLOCK_N)
+    """Gradients of k and v as (part, B, H, Nk, D); a part sums `part_queries` queries.
+
+    Programs of a part: the whole key tiles, then one for each width in TAIL.
+    """
     tile = tl.program_id(0) % tiles
     bh = tl.program_id(0) // tiles % batch_heads
     part = tl.program_id(0) // tiles // batch_heads
@@ -295,16 +306,19 @@ def attention_grad_kv(
             BLOCK_N, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
         )  # fmt: skip
     else:
-        # Keys behind the last whole tile have a narrower one.
-        if tile < num_k // BLOCK_N:
+        whole = num_k // BLOCK_N
+        if tile < whole:
             _grad_kv_tile(
                 tile * BLOCK_N, first, last, q_base, k_base, v_base, g_base, rows_base, lse_ptr, delta_ptr, grad_k_ptr,
                 grad_v_ptr, strides, num_q, num_k, scale, entries, grid,
                 BLOCK_N, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
             )  # fmt: skip
-        else:
-            _grad_kv_tile(
-                tile * BLOCK_N, first, last, q_base, k_base, v_base, g_base, rows_base, lse_ptr, delta_ptr, grad_k_ptr,
-                grad_v_ptr, strides, num_q, num_k, scale, entries, grid,
-                TAIL, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
-            )  # fmt: skip
+        for bit in tl.static_range(0, 3):
+            if TAIL & (64 >> bit):
+                # Behind the tiles of the wider bits.
+                if tile == whole + (TAIL >> 6) * (bit > 0) + (TAIL >> 5 & 1) * (bit > 1):
+                    _grad_kv_tile(
+                        whole * BLOCK_N + (TAIL & ~((128 >> bit) - 1)), first, last, q_base, k_base, v_base, g_base,
+                        rows_base, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, strides, num_q, num_k, scale, entries,
+                        grid, 64 >> bit, D, D0, D1, S0, S1, CLS, K_GRAD, V_GRAD, BLOCK_M, PRECISION,
+                    )  # fmt: skip

@@ -78,6 +78,22 @@ def one_hot(entries, keys, grid, CLS: tl.constexpr):
 
 
 @triton.jit
+def gathered_bias(base, queries, stride, num_q, keys, num_k, grid, CLS: tl.constexpr):
+    """The bias of (queries, keys) by three loads a score, zero for cls: for products that no tensor core makes."""
+    k_t, k_h, k_w, magic_hw, shift_hw, magic_w, shift_w = grid
+    g = tl.maximum(keys - CLS, 0)
+    t = divide(g, (magic_hw, shift_hw))
+    g -= t * (k_h * k_w)
+    h = divide(g, (magic_w, shift_w))
+    w = g - h * k_w
+    keep = ((queries >= CLS) & (queries < num_q))[:, None] & ((keys >= CLS) & (keys < num_k))[None, :]
+    at = base + queries.to(tl.int64)[:, None] * stride
+    bias = tl.load(at + t[None, :], mask=keep, other=0.0)
+    bias += tl.load(at + (k_t + h)[None, :], mask=keep, other=0.0)
+    return bias + tl.load(at + (k_t + k_h + w)[None, :], mask=keep, other=0.0)
+
+
+@triton.jit
 def load_rel_pos(
     base, queries, stride, num_q, entries, FIRST: tl.constexpr, WIDTH: tl.constexpr, CLS: tl.constexpr, DTYPE
 ):
