@@ -13,6 +13,15 @@ from ..problem import Grid, Pool, stored_eps
 from .base import Backend
 
 
+@torch.compiler.assume_constant_result  # torch.compile can't trace the setting; it guards it
+def tf32_allowed() -> bool:
+    """Whether PyTorch's products of float32 matrices may round to TF32.
+
+    Read from its new setting, which the old ones change too. After a change by the new one, reading an old one raises.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 class CompiledBackend(Backend):
     namespace = "mvit_kernels"
 

@@ -8,7 +8,7 @@ import torch
 
 from .. import _library, reference
 from ..problem import AttentionProblem, LayerNormProblem, LinearProblem, PoolProblem, Problem, QkvPoolProblem
-from .compiled import CompiledBackend
+from .compiled import CompiledBackend, tf32_allowed
 
 LEAST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -116,8 +116,8 @@ class CudaBackend(CompiledBackend):
         return f"sm_{major}{minor}"
 
     def tf32(self, dtype: torch.dtype) -> bool:
-        # A field that torch.compile guards: a graph is compiled again when it changes.
-        return dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        # torch.compile guards the setting: a graph is compiled again when it changes.
+        return dtype == torch.float32 and tf32_allowed()
 
 
 def _branches(problem: Problem) -> tuple[PoolProblem, ...]:

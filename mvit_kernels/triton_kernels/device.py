@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.compiled import tf32_allowed
 from .launch import family
 
 
@@ -68,6 +69,4 @@ def launch(
 
 def precision(dtype: torch.dtype) -> str:
     """How tl.dot multiplies: float32 in full, or in TF32 where PyTorch's own setting allows it for matrix products."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return "ieee"
-    return "tf32"
+    return "ieee" if dtype == torch.float32 and not tf32_allowed() else "tf32"

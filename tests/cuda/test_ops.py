@@ -280,6 +280,15 @@ def test_tf32_is_pytorchs_own_setting(setting: str, expected: bool, cuda_backend
         torch.set_float32_matmul_precision(before)
 
 
+def test_tf32_follows_pytorchs_new_setting_too(cuda_backend: CudaBackend) -> None:
+    try:
+        for name, expected in (("tf32", True), ("ieee", False)):
+            torch.backends.cuda.matmul.fp32_precision = name
+            assert cuda_backend.tf32(torch.float32) is expected
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+
+
 def test_a_compiled_graph_follows_a_change_of_the_tf32_setting(cuda_backend: CudaBackend) -> None:
     seen = []
 

@@ -144,6 +144,48 @@ def test_a_rel_pos_row_of_minus_infinity_gives_nan_where_eager_does(has_cls: boo
         assert torch.equal(k.isnan(), e.isnan())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_max_pooling_gives_the_gradient_to_the_winner_pytorch_picks(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 3, (1, 2, 2 * 5 * 7, 20), generator=generator).to(DEVICE, dtype)  # ties everywhere
+    x[0, 0, 40:42, 3] = torch.nan
+    x[0, 1, :, 5] = -torch.inf
+    geometry = pool("max", K3, (1, 2, 2))
+
+    def run(which: Any, tensors: list[Tensor]) -> Tensor:
+        return which.pool3d_norm(tensors[0], (2, 5, 7), geometry, has_cls=False)
+
+    grad = torch.randint(1, 9, run(reference, [x]).shape, generator=generator).to(DEVICE, dtype)
+    (kernel,), (expected,) = (backward.gradients(run, which, [x], grad) for which in (ops, reference))
+    assert torch.equal(kernel, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_three_branches_match_float64(dtype: torch.dtype, poisoned_memory) -> None:
+    cases = [
+        PoolCase((2, 5, 6), pool("conv", K3, S1), head_dim=72),
+        PoolCase((2, 5, 6), pool("conv", K3, (1, 2, 2)), head_dim=72, affine=False),
+        PoolCase((1, 4, 5), pool("avg", (1, 2, 2), (1, 2, 2), (0, 0, 0)), head_dim=72, norm=False),
+    ]
+    make = Guarded(device=DEVICE)
+    named = [(case, {k: v for k, v in case.inputs(make, dtype).items() if v is not None}) for case in cases]
+
+    def run(which: Any, tensors: list[Tensor]) -> Tensor:
+        left = iter(tensors)
+        given = [dict(zip(inputs, left, strict=False)) for _, inputs in named]
+        outs = which.qkv_pool3d_norm(
+            [values["x"] for values in given],
+            [case.thw for case in cases],
+            [case.pool for case in cases],
+            has_cls=True,
+            norm_eps=[case.options["norm_eps"] for case in cases],
+            **{name: [values.get(name) for values in given] for name in ("weight", "norm_weight", "norm_bias")},
+        )
+        return torch.cat(outs, 2)
+
+    check(run, [tensor for _, inputs in named for tensor in inputs.values()], make, dtype)
+
+
 def test_parts_of_the_sums_over_many_tokens_are_added_up(monkeypatch: pytest.MonkeyPatch, poisoned_memory) -> None:
     from mvit_kernels.triton_kernels import run_attention, run_pool, run_rel_pos
 

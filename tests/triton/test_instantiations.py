@@ -88,3 +88,42 @@ def test_one_hundred_thousand_queries_and_more_scores_than_32_bits_count() -> No
             assert 0 < programs < 2**31, kernel.__name__
             # No tensor has the extent of the scores.
             assert all(arg.numel() < batch * layer.scores / 16 for arg in args if isinstance(arg, torch.Tensor))
+
+
+@pytest.fixture
+def float32_settings():
+    yield
+    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")  # sets the new one too
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "precision"),
+    [
+        (lambda: torch.set_float32_matmul_precision("highest"), "ieee"),
+        (lambda: torch.set_float32_matmul_precision("high"), "tf32"),
+        (lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True), "tf32"),
+        (lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"), "tf32"),
+        (lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee"), "ieee"),
+        (lambda: setattr(torch.backends, "fp32_precision", "tf32"), "tf32"),
+    ],
+    ids=["highest", "high", "allow_tf32", "new tf32", "new ieee", "new for all"],
+)
+@pytest.mark.parametrize("op", ["attention", "rel_pos"])
+def test_float32_products_are_tf32_where_pytorchs_setting_allows_it(op, setting, precision, float32_settings) -> None:
+    setting()
+    (case,) = [case for case in matrix.cases_of([LAYER], [torch.float32]) if case.op == op]
+    with record_launches("sm90") as recording:
+        matrix.launches(case)()
+    found = {args[list(kernel.arg_names).index("PRECISION")] for kernel, _, args, _ in recording.launches}
+    assert found == {precision}
+
+
+def test_the_three_branches_of_a_layer_are_one_launch() -> None:
+    (case,) = [case for case in matrix.cases_of([LAYER], [torch.float16]) if case.op == "pool"]
+    with record_launches("sm90") as recording:
+        matrix.launches(case)()
+    names = [kernel.__name__ for kernel, *_ in recording.launches]
+    assert names[0] == "pool_forward" and names.count("pool_forward") == 1
+    assert [names.count(f"pool_grad_{of}") for of in ("outputs", "inputs", "weight")] == [3, 3, 3]
