@@ -31,7 +31,7 @@ ROWS: tuple[tuple[str, str, str, int, int, int, int, int, int], ...] = (
     ("sm100", "forward", "half", 128, 0, 64, 32, 4, 2),
     ("sm100", "grad_q", "half", 96, 0, 64, 32, 4, 2),
     ("sm100", "grad_q", "half", 128, 0, 64, 16, 4, 1),
-    ("sm100", "grad_kv", "half", 80, 0, 32, 64, 4, 1),
+    ("sm100", "grad_kv", "half", 80, 0, 32, 64, 8, 1),
     ("sm100", "grad_kv", "half", 96, 0, 64, 64, 4, 1),
     ("gfx9", "forward", "half", 128, 0, 64, 64, 4, 1),
     ("gfx9", "grad_q", "half", 128, 0, 64, 32, 4, 1),
