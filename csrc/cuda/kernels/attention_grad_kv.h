@@ -120,8 +120,8 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                         for (int i = 0; i < 4; ++i)
                             s[n][i] *= scale;
                     }
-                    add_bias_of_keys<T, kSteps>(s, my_keys, bias_rows + Shared(16 * from) * bias_row + bias_by_column,
-                                                rest, bias_row, depth);
+                    add_bias_of_keys<kSteps>(s, my_keys, bias_rows + Shared(16 * from) * bias_row + bias_by_column,
+                                             rest, bias_row, depth);
                 }
                 MVIT_UNROLL
                 for (int n = 0; n < 2 * kSteps; ++n) {

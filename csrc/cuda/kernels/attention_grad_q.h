@@ -171,7 +171,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                 for (int i = 0; i < 4; ++i)
                     s[n][i] *= scale;
             }
-            add_bias<T, kCount>(s, my_bias, rest, key_rows + key_by_column, key_row, depth);
+            add_bias<kCount>(s, my_bias, rest, key_rows + key_by_column, key_row, depth);
         }
         MVIT_UNROLL
         for (int n = 0; n < 2 * kCount; ++n) {

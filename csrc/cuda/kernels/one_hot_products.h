@@ -3,8 +3,10 @@
 //   bias (queries x keys)    = rel-pos rows (queries x entries) times the transposed one-hot matrix
 //   d rel-pos rows           = dS (queries x keys) times the one-hot matrix
 //
-// The rows are float32. Each is split into a 16-bit number and a 16-bit rest, two products with the same one-hot
-// fragments, so the bias is exact to 16 bits in bfloat16 and to 22 in float16. Entries go 16 at a time.
+// The rows are float32. Each is split into a bfloat16 and a bfloat16 rest, two products with the same one-hot
+// fragments, so the bias is exact to 16 bits, as in the forward kernel, and keeps the exponent of a float32, which
+// float16 would not. dS is of the input dtype T, and the one-hot matrix with it; see kOneAsBf16. Entries go 16 at a
+// time.
 //
 // In shared memory a row is as long as an odd number of 16 bytes, so that eight rows lie in different banks.
 #pragma once
@@ -15,19 +17,25 @@
 
 namespace mvit::cuda {
 
-// What products with 0 allow: -inf, for a key that is excluded, becomes the lowest number, and exp2 of it is 0 too.
-template <class T> MVIT_DEVICE float finite_below(float x) {
-    constexpr float kLowest = IsBf16<T>::value ? -3.3e38f : -65504.0f;
-    return x < kLowest ? kLowest : x; // NaN stays
+// The bits of a 1 in T, and what they are as a bfloat16: those of 1 in float16 are a power of two, so that one matrix
+// serves both products, with rows that are that much larger.
+template <class T> MVIT_DEVICE constexpr uint16_t one_in() { return IsBf16<T>::value ? 0x3f80 : 0x3c00; }
+template <class T> constexpr float kOneAsBf16 = IsBf16<T>::value ? 1.0f : 1.0f / 128;
+
+// An entry as its row has it. -inf, for a key that is excluded, becomes the lowest number, for 0 * inf is NaN: exp2 of
+// that is 0 too.
+template <class T> MVIT_DEVICE float entry_of_row(float x) {
+    constexpr float kLowest = -3.3e38f * kOneAsBf16<T>;
+    return (x < kLowest ? kLowest : x) * (1 / kOneAsBf16<T>); // NaN stays
 }
 
 // Two entries of a rel-pos row as two rounded ones and two rests.
 template <class T> MVIT_DEVICE void split(float first, float second, uint32_t &rounded, uint32_t &rest) {
-    first = finite_below<T>(first), second = finite_below<T>(second);
-    rounded = pack<T>(first, second);
+    first = entry_of_row<T>(first), second = entry_of_row<T>(second);
+    rounded = pack<bf16>(first, second);
     float low, high;
-    unpack<T>(rounded, low, high);
-    rest = pack<T>(first - low, second - high);
+    unpack<bf16>(rounded, low, high);
+    rest = pack<bf16>(first - low, second - high);
 }
 
 // The place in the grid of the key that a thread follows from tile to tile: divisions only where it begins.
@@ -78,13 +86,13 @@ template <class T> struct OneHotRow {
     MVIT_DEVICE void move_to(uint32_t entries) {
         write(0);
         key = entries;
-        write(IsBf16<T>::value ? 0x3f80 : 0x3c00);
+        write(one_in<T>());
     }
 };
 
 // s (16 queries x 16 kSteps keys) += bias. `rows`: the lane's row of the A operand; `rest` behind it lie the rests.
 // `keys`: the lane's row of the B operand whose depth is the one-hot matrix's columns.
-template <class T, int kSteps>
+template <int kSteps>
 MVIT_DEVICE void add_bias(float (&s)[2 * kSteps][4], Shared rows, Shared rest, Shared keys, Shared key_row, int depth) {
     MVIT_NO_UNROLL
     for (int entry = 0; entry < depth; entry += 16, rows += 32, keys += 32) {
@@ -95,16 +103,16 @@ MVIT_DEVICE void add_bias(float (&s)[2 * kSteps][4], Shared rows, Shared rest, S
         for (int n = 0; n < kSteps; ++n) {
             uint32_t b[4];
             ldmatrix_x4(b, keys + Shared(16 * n) * key_row);
-            mma_m16n8k16<T>(s[2 * n], rounded, b[0], b[1]);
-            mma_m16n8k16<T>(s[2 * n + 1], rounded, b[2], b[3]);
-            mma_m16n8k16<T>(s[2 * n], rests, b[0], b[1]);
-            mma_m16n8k16<T>(s[2 * n + 1], rests, b[2], b[3]);
+            mma_m16n8k16<bf16>(s[2 * n], rounded, b[0], b[1]);
+            mma_m16n8k16<bf16>(s[2 * n + 1], rounded, b[2], b[3]);
+            mma_m16n8k16<bf16>(s[2 * n], rests, b[0], b[1]);
+            mma_m16n8k16<bf16>(s[2 * n + 1], rests, b[2], b[3]);
         }
     }
 }
 
 // s (16 keys x 16 kSteps queries) += bias. `keys`: the lane's row of the A operand; `rows`: of the B operand.
-template <class T, int kSteps>
+template <int kSteps>
 MVIT_DEVICE void add_bias_of_keys(float (&s)[2 * kSteps][4], Shared keys, Shared rows, Shared rest, Shared bias_row,
                                   int depth) {
     MVIT_NO_UNROLL
@@ -116,10 +124,10 @@ MVIT_DEVICE void add_bias_of_keys(float (&s)[2 * kSteps][4], Shared keys, Shared
             uint32_t rounded[4], rests[4];
             ldmatrix_x4(rounded, rows + Shared(16 * n) * bias_row);
             ldmatrix_x4(rests, rows + rest + Shared(16 * n) * bias_row);
-            mma_m16n8k16<T>(s[2 * n], ones, rounded[0], rounded[1]);
-            mma_m16n8k16<T>(s[2 * n + 1], ones, rounded[2], rounded[3]);
-            mma_m16n8k16<T>(s[2 * n], ones, rests[0], rests[1]);
-            mma_m16n8k16<T>(s[2 * n + 1], ones, rests[2], rests[3]);
+            mma_m16n8k16<bf16>(s[2 * n], ones, rounded[0], rounded[1]);
+            mma_m16n8k16<bf16>(s[2 * n + 1], ones, rounded[2], rounded[3]);
+            mma_m16n8k16<bf16>(s[2 * n], ones, rests[0], rests[1]);
+            mma_m16n8k16<bf16>(s[2 * n + 1], ones, rests[2], rests[3]);
         }
     }
 }
