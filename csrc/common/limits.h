@@ -4,6 +4,8 @@
 #include "common/attention_backward_tiles.h"
 #include "common/pool_backward_tiles.h"
 
+#include <initializer_list>
+
 namespace mvit {
 
 // The shared memory a block may have on every architecture from sm_80 on: that of sm_86, sm_89 and sm_120.

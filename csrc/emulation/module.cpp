@@ -7,6 +7,7 @@ PYBIND11_MODULE(mvit_emulation, m) {
     mvit::emulation::add_primitives(m);
     mvit::emulation::add_attention_kernels(m);
     mvit::emulation::add_pooled_query_kernel(m);
+    mvit::emulation::add_shared_memory(m);
     mvit::emulation::add_attention_backward_kernels(m);
     mvit::emulation::add_token_kernels(m);
     mvit::emulation::add_token_backward_kernels(m);

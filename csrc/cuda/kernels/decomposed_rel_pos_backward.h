@@ -8,6 +8,7 @@
 #pragma once
 
 #include "common/rel_pos_backward_tiles.h"
+#include "cuda/kernels/block_ranges.h"
 #include "cuda/kernels/sum_of_parts.h"
 
 namespace mvit::cuda {
@@ -92,9 +93,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kRelPosThreads, 4)
     const RelPosBackwardProblem &g = plan.problem;
     const RelPosProblem &p = g.forward;
     int64_t block = block_index();
-    int which = 0;
-    while (block >= plan.axis[which].blocks)
-        block -= plan.axis[which++].blocks;
+    const int which = range_of_block(block, [&](int i) { return plan.axis[i].blocks; });
     const RelPosAxis &axis = plan.axis[which];
     const int64_t first_channel = block % rel_pos_slices(p) * kRelPosChannels;
     block /= rel_pos_slices(p);
@@ -161,10 +160,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kSumThreads, 4)
     decomposed_rel_pos_backward_sums(const MVIT_GRID_CONSTANT RelPosBackwardPlan plan) {
     const RelPosProblem &p = plan.problem.forward;
     int64_t block = block_index();
-    int which = 0;
-    while (block >= plan.axis[which].sum_blocks)
-        block -= plan.axis[which++].sum_blocks;
-    const RelPosAxis &axis = plan.axis[which];
+    const RelPosAxis &axis = plan.axis[range_of_block(block, [&](int i) { return plan.axis[i].sum_blocks; })];
     const int64_t first_channel = block % rel_pos_slices(p) * kRelPosChannels, row = block / rel_pos_slices(p);
     const int64_t index = row / axis.keys, key = row % axis.keys;
     sum_of_parts(axis.sums + (index * axis.parts * axis.keys + key) * p.head_dim + first_channel, axis.parts,

@@ -9,6 +9,7 @@
 // Work per output: kt * kh * kw * D FMA.
 #pragma once
 
+#include "cuda/kernels/block_ranges.h"
 #include "cuda/kernels/pool_tile.h"
 
 namespace mvit::cuda {
@@ -17,9 +18,7 @@ template <class T>
 MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolTileThreads, 2) pool3d_norm(const MVIT_GRID_CONSTANT PoolPlan plan) {
     const PoolProblem &p = plan.problem;
     int64_t block = block_index();
-    int which = 0;
-    while (block >= plan.tiling[which].blocks)
-        block -= plan.tiling[which++].blocks;
+    const int which = range_of_block(block, [&](int i) { return plan.tiling[i].blocks; });
     const PoolBranch &b = p.branch[which];
     const PoolTiling &tiling = plan.tiling[which];
 
@@ -32,25 +31,10 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolTileThreads, 2) pool3d_norm(const MVIT_
         static_cast<char *>(b.out) +
         ((place.batch * p.heads + place.head) * pool_tokens(p, b.out_grid) * p.head_dim + place.first_channel + first) *
             Channels<T>::kBytes;
-    // First, so that what it needs takes no registers later.
-    if (p.has_cls && place.first) {
-        sync_block();
-        const bool is_row = thread_index() < kPoolLanes && has_channels;
-        float value[8] = {};
-        if (is_row)
-            Channels<T>::load(static_cast<const char *>(b.x) +
-                                  (place.batch * b.stride_b + place.head * b.stride_h + place.first_channel + first) *
-                                      Channels<T>::kBytes,
-                              value);
-        norm.apply(value, first, has_channels, p.head_dim);
-        if (is_row)
-            Channels<T>::store(out, value);
-    }
-    pool_tile_of_mode<T>(p, b, tiling, place, [&](int frame, int line, int column, bool exists, float (&value)[8]) {
+    pool_tile_rows<T>(p, b, tiling, place, [&](int64_t token, bool exists, float (&value)[8]) {
         norm.apply(value, first, has_channels, p.head_dim);
         if (exists && has_channels)
-            Channels<T>::store(out + place.token(b, p.has_cls, frame, line, column) * p.head_dim * Channels<T>::kBytes,
-                               value);
+            Channels<T>::store(out + token * p.head_dim * Channels<T>::kBytes, value);
     });
 }
 
@@ -58,10 +42,7 @@ template <class T>
 MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 4) pool3d_norm_strips(const MVIT_GRID_CONSTANT PoolPlan plan) {
     const PoolProblem &p = plan.problem;
     int64_t block = block_index();
-    int which = 0;
-    while (block >= plan.strip_blocks[which])
-        block -= plan.strip_blocks[which++];
-    const PoolBranch &b = p.branch[which];
+    const PoolBranch &b = p.branch[range_of_block(block, [&](int i) { return plan.strip_blocks[i]; })];
 
     const int64_t strips = pool_strips(p, b);
     const PoolPlace place(p, block, strips);
@@ -69,33 +50,21 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 4) pool3d_norm_strips(const MV
     norm.stage(place.first_channel, place.channels);
     sync_block();
 
-    const bool has_channels = place.has_channels();
-    const char *const x = place.tokens<T>(static_cast<const char *>(b.x), b.stride_b, b.stride_h);
     const int64_t of_head = pool_tokens(p, b.out_grid) * p.head_dim;
     char *const out = place.tokens<T>(static_cast<char *>(b.out), p.heads * of_head, of_head);
-    MVIT_NO_UNROLL
-    for (int pass = 0; pass < kPoolPasses; ++pass) {
-        const int64_t index = place.first_strip + pass * kPoolGroups + place.group;
-        const bool is_cls = p.has_cls && index == strips - 1, is_strip = index < strips && has_channels;
-        float value[kPoolStrip][8] = {};
-        int outputs = 0;
-        int64_t token = 0;
-        if (is_strip && is_cls) {
-            Channels<T>::load(x, value[0]);
-            outputs = 1;
-        } else if (is_strip) {
-            const PoolStrip strip(b, x, index, Shared(4 * place.first));
-            outputs = strip.outputs;
-            token = strip.token(b, p.has_cls);
+    pool_strips_of_block<T>(
+        p, b, place, strips,
+        [&](const PoolStrip &strip, int64_t, float (&value)[kPoolStrip][8]) {
             pool_strip_of_mode<T>(b, p.has_cls, strip, value);
-        }
-        MVIT_UNROLL
-        for (int o = 0; o < kPoolStrip; ++o) {
-            norm.apply(value[o], place.first, has_channels, p.head_dim);
-            if (o < outputs)
-                Channels<T>::store(out + (token + o) * p.head_dim * Channels<T>::kBytes, value[o]);
-        }
-    }
+        },
+        [&](int64_t token, int outputs, float (&value)[kPoolStrip][8]) {
+            MVIT_UNROLL
+            for (int o = 0; o < kPoolStrip; ++o) {
+                norm.apply(value[o], place.first, place.has_channels(), p.head_dim);
+                if (o < outputs)
+                    Channels<T>::store(out + (token + o) * p.head_dim * Channels<T>::kBytes, value[o]);
+            }
+        });
 }
 
 } // namespace mvit::cuda

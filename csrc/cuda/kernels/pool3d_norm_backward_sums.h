@@ -1,7 +1,9 @@
-// The sums of pool3d_norm's backward over many tokens: of x * dy per tap, and the last step of all parameters.
+// pool3d_norm's backward, last steps: sums over many tokens of x * dy per tap, and those of all parameters, which are
+// added in a fixed order.
 #pragma once
 
-#include "cuda/kernels/pool3d_norm_backward.h"
+#include "common/pool_backward_tiles.h"
+#include "cuda/kernels/block_ranges.h"
 #include "cuda/kernels/sum_of_parts.h"
 
 namespace mvit::cuda {
@@ -13,7 +15,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kPoolThreads, 3)
     pool3d_norm_backward_weight(const MVIT_GRID_CONSTANT PoolBackwardPlan plan) {
     const PoolProblem &p = plan.problem.forward;
     int64_t block = block_index();
-    const int which = branch_of_block<&PoolBackwardBranch::weight_blocks>(plan, block);
+    const int which = range_of_block(block, [&](int i) { return plan.branch[i].weight_blocks; });
     const PoolBranch &b = p.branch[which];
     const PoolBranchGradients &g = plan.problem.gradients[which];
     const PoolBackwardBranch &of = plan.branch[which];
@@ -99,7 +101,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kSumThreads, 4)
     pool3d_norm_backward_parameters(const MVIT_GRID_CONSTANT PoolBackwardPlan plan) {
     const PoolProblem &p = plan.problem.forward;
     int64_t block = block_index();
-    const int which = branch_of_block<&PoolBackwardBranch::parameter_blocks>(plan, block);
+    const int which = range_of_block(block, [&](int i) { return plan.branch[i].parameter_blocks; });
     const PoolBranch &b = p.branch[which];
     const PoolBranchGradients &g = plan.problem.gradients[which];
     const PoolBackwardBranch &of = plan.branch[which];

@@ -154,6 +154,34 @@ MVIT_DEVICE void pool_strip_of_mode(const PoolBranch &b, bool has_cls, const Poo
         pool_strip<T, PoolMode::max>(b, has_cls, strip, value);
 }
 
+// The strips of a block: pool(strip, token, value) makes one, and rows(token, outputs, value) is given it. The cls
+// token, which is not pooled, is a row of its own. All threads of a warp take part in `rows`, with 0 outputs where they
+// have none.
+template <class T, class Pool, class Rows>
+MVIT_DEVICE void pool_strips_of_block(const PoolProblem &p, const PoolBranch &b, const PoolPlace &place, int64_t strips,
+                                      const Pool &pool, const Rows &rows) {
+    const char *const x = place.tokens<T>(static_cast<const char *>(b.x), b.stride_b, b.stride_h);
+    MVIT_NO_UNROLL
+    for (int pass = 0; pass < kPoolPasses; ++pass) {
+        const int64_t index = place.first_strip + pass * kPoolGroups + place.group;
+        float value[kPoolStrip][8] = {};
+        int outputs = 0;
+        int64_t token = 0;
+        if (index < strips && place.has_channels()) {
+            if (p.has_cls && index == strips - 1) {
+                Channels<T>::load(x, value[0]);
+                outputs = 1;
+            } else {
+                const PoolStrip strip(b, x, index, Shared(4 * place.first));
+                outputs = strip.outputs;
+                token = strip.token(b, p.has_cls);
+                pool(strip, token, value);
+            }
+        }
+        rows(token, outputs, value);
+    }
+}
+
 // The sum over the threads of one token. Every lane of the warp takes part.
 MVIT_DEVICE float sum_of_token(float sum) {
     MVIT_UNROLL

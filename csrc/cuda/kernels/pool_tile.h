@@ -255,4 +255,27 @@ MVIT_DEVICE void pool_tile_of_mode(const PoolProblem &p, const PoolBranch &b, co
         pool_tile_of_step<T, PoolMode::conv, 1>(p, b, tiling, place, epilogue);
 }
 
+// The rows of a block: row(token, exists, value) for every output and, where it belongs to the block, for the cls
+// token, which is not pooled. All threads of a warp take part, also those of rows and of channels that do not exist.
+template <class T, class Row>
+MVIT_DEVICE void pool_tile_rows(const PoolProblem &p, const PoolBranch &b, const PoolTiling &tiling,
+                                const TilePlace &place, const Row &row) {
+    // First, so that what it needs takes no registers later.
+    if (p.has_cls && place.first) {
+        sync_block(); // what a row needs of shared memory is there
+        const int first = thread_index() % kPoolLanes * 8;
+        const bool exists = thread_index() < kPoolLanes;
+        float value[8] = {};
+        if (exists && first < place.channels)
+            Channels<T>::load(static_cast<const char *>(b.x) +
+                                  (place.batch * b.stride_b + place.head * b.stride_h + place.first_channel + first) *
+                                      Channels<T>::kBytes,
+                              value);
+        row(0, exists, value);
+    }
+    pool_tile_of_mode<T>(p, b, tiling, place, [&](int frame, int line, int column, bool exists, float (&value)[8]) {
+        row(place.token(b, p.has_cls, frame, line, column), exists, value);
+    });
+}
+
 } // namespace mvit::cuda
