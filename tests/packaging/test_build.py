@@ -1,6 +1,7 @@
 """What a build leaves behind: where it can compile, and where it can't."""
 
 import json
+import os
 import shutil
 import subprocess
 
@@ -72,6 +73,35 @@ def test_compile_error_is_the_reason_and_leaves_no_older_library(built_project, 
     assert "answer.cpp:1" in build_info(project)["cpu"]["reason"]
     assert "forty_two" in build_info(project)["cpu"]["reason"]
     assert not library_exists(project)
+
+
+AUDITED = """
+import os, runpy, sys
+
+def note(event, arguments):
+    if event == "subprocess.Popen":
+        events.write(f"{event} {os.path.basename(arguments[1][0])}\\n")
+    elif event.startswith(("socket.", "urllib.", "os.system", "os.exec", "os.posix_spawn")):
+        events.write(f"{event} {arguments}\\n")
+
+events = open("events", "w", buffering=1)
+sys.addaudithook(note)
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def test_the_build_opens_no_connection_and_runs_nothing_but_its_tools(built_project, tmp_path):
+    for name in ("nvidia-smi", "curl", "wget"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/called\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = built_project.run("-c", AUDITED, PATH=path, MVIT_KERNELS_CUDA="auto")
+    assert result.returncode == 0, result.stderr
+    events = set((built_project.folder / "events").read_text().splitlines())
+    assert "subprocess.Popen cmake" in events
+    assert events <= {f"subprocess.Popen {name}" for name in ("cmake", "git", "nvcc")}
+    assert not (tmp_path / "called").exists()
 
 
 def test_max_jobs_that_is_no_number_is_an_error(new_project):

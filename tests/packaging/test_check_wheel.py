@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import check_wheel
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "check_wheel.py"
-spec = importlib.util.spec_from_file_location("check_wheel", SCRIPT)
-assert spec is not None and spec.loader is not None
-check_wheel = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check_wheel)
 
 CPU, CU130 = (f"mvit_kernels-0.1.0+{local}-py3-none-manylinux_2_28_x86_64.whl" for local in ("cpu", "cu130"))
 

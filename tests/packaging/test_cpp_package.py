@@ -1,30 +1,99 @@
-"""The kernels from plain C++: the installed CMake package, and the example that uses it."""
+"""The kernels from plain C++: the installed CMake package, and the examples that use it."""
 
+from __future__ import annotations
+
+import re
 import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+
+import cuda_toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*command) -> str:
+def run(*command: str | Path, status: int = 0) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
-def test_the_example_builds_against_the_installed_package_without_torch_and_runs(tmp_path) -> None:
-    cmake = shutil.which("cmake", path=sysconfig.get_path("scripts")) or shutil.which("cmake")
+@pytest.fixture(scope="module")
+def cmake() -> str:
+    scripts = sysconfig.get_path("scripts")
+    found = {name: shutil.which(name, path=scripts) or shutil.which(name) for name in ("cmake", "ninja")}
+    if missing := [name for name, tool in found.items() if tool is None]:
+        pytest.skip(f"{' and '.join(missing)} not installed: the C++ package is not built")
+    return str(found["cmake"])
+
+
+def build_examples(cmake: str, prefix: Path, tree: Path, *options: str) -> None:
+    run(cmake, "-S", ROOT / "examples" / "cpp", "-B", tree, f"-DCMAKE_PREFIX_PATH={prefix}", *options)
+    run(cmake, "--build", tree)
+
+
+@pytest.fixture(scope="module")
+def cpu_package(cmake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the CPU kernels alone are installed."""
     trees = sorted((ROOT / "build").glob("cmake-*/build.ninja"), key=lambda file: file.stat().st_mtime)
-    if cmake is None or not trees:
+    if not trees:
         pytest.skip("the library was not built here with CMake")
-    tree, prefix, example = trees[-1].parent, tmp_path / "prefix", tmp_path / "example"
-    run(cmake, "--build", tree, "--target", "mvit_kernels_static")
+    tree, prefix = trees[-1].parent, tmp_path_factory.mktemp("prefix")
+    run(cmake, "--build", tree, "--target", "mvit_kernels_cpu_static")
     run(cmake, "--install", tree, "--component", "cpp", "--prefix", prefix)
-    run(cmake, "-S", ROOT / "examples" / "cpp", "-B", example, f"-DCMAKE_PREFIX_PATH={prefix}")
-    run(cmake, "--build", example)
-    assert "largest error" in run(example / "attention")
-    assert "torch" not in run("ldd", example / "attention")
+    return prefix
+
+
+def test_the_example_builds_against_the_installed_package_without_torch_and_runs(cmake, cpu_package, tmp_path) -> None:
+    build_examples(cmake, cpu_package, tmp_path)
+    assert "largest error" in run(tmp_path / "attention")
+    assert "torch" not in run("ldd", tmp_path / "attention")
+    assert not (tmp_path / "attention_cuda").exists(), "the CUDA kernels are not in this package"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ("COMPONENTS cpu", None),
+        ("COMPONENTS cuda", "this installation of mvit_kernels has no cuda kernels"),
+        ("99.0", "99.0"),
+    ],
+)
+def test_what_is_not_installed_is_not_found(cmake, cpu_package, tmp_path, wanted, reason) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.18)\nproject(user CXX)\nfind_package(mvit_kernels {wanted} REQUIRED)\n"
+    )
+    command = [cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={cpu_package}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode == 0) == (reason is None)
+    assert (reason or "") in " ".join(done.stderr.split())
+
+
+def test_the_cuda_example_builds_against_the_installed_package_and_runs_where_there_is_a_gpu(cmake, tmp_path) -> None:
+    """As PTX alone, which a GPU's driver compiles: the assembler takes most of nvcc's time."""
+    try:
+        toolchain = cuda_toolchain.find_toolchain(Path(torch.__file__).parent)
+    except cuda_toolchain.NoToolchain as reason:
+        pytest.skip(f"the CUDA kernels are not compiled: {reason}")
+    tree, prefix, example = ROOT / "build" / "cuda-cpp", tmp_path / "prefix", tmp_path / "example"
+    configure = [
+        *(cmake, "-G", "Ninja", "-S", ROOT / "csrc" / "cuda", "-B", tree, "-DMVIT_TORCH=OFF"),
+        *(f"-DMVIT_NVCC={toolchain.nvcc}", "-DMVIT_CUDA_ARCHITECTURES=80+PTX"),
+        f"-DMVIT_CUDA_INCLUDE={';'.join(map(str, toolchain.include))}",
+    ]
+    run(*configure)
+    run(cmake, "--build", tree, "--parallel", "2", "--target", "mvit_kernels_cuda_static")
+    run(cmake, "--install", tree, "--component", "cpp", "--prefix", prefix)
+    build_examples(
+        cmake, prefix, example, f"-DCUDAToolkit_ROOT={toolchain.nvcc.parents[1]}", f"-DCUDA_CUDART={toolchain.runtime}"
+    )
+    linked = run("ldd", example / "attention_cuda")
+    assert "libcudart.so" in linked and "torch" not in linked
+    if torch.cuda.is_available():
+        assert "largest error" in run(example / "attention_cuda")
+    else:
+        assert re.fullmatch(r"no CUDA device: .+\n", run(example / "attention_cuda", status=77))

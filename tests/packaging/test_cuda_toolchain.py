@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+import cuda_toolchain
 from mvit_kernels import _library
-
-SOURCE = Path(__file__).resolve().parents[2] / "cuda_toolchain.py"
-spec = importlib.util.spec_from_file_location("cuda_toolchain", SOURCE)
-assert spec is not None and spec.loader is not None
-cuda_toolchain = importlib.util.module_from_spec(spec)
-sys.modules["cuda_toolchain"] = cuda_toolchain
-spec.loader.exec_module(cuda_toolchain)
 
 NVCC = """#!/bin/sh
 case "$1" in

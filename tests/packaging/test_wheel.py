@@ -5,6 +5,9 @@ import tarfile
 import zipfile
 
 import pytest
+import wheel_rules
+
+from tests.packaging.conftest import Project
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +32,7 @@ def test_holds_the_library_and_the_type_marker(wheel):
 
 
 def test_holds_no_tests_and_no_sources(wheel):
-    files = files_in(wheel)
-    assert {name.split("/")[0].split("-")[0] for name in files} == {"mvit_kernels"}  # the package and its dist-info
-    assert not [name for name in files if name.endswith((".cpp", ".h", ".cmake", ".o", ".ninja"))]
+    wheel_rules.check_contents(files_in(wheel))
 
 
 def test_without_a_compiler_is_pure_python_and_takes_no_library_from_the_source_tree(new_project):
@@ -58,21 +59,27 @@ def test_a_local_version_that_is_none_is_an_error(new_project):
     assert result.stderr.startswith("MVIT_KERNELS_LOCAL_VERSION 'CUDA 13': lower-case letters, digits and dots")
 
 
-def test_the_same_sources_give_the_same_bytes(built_project):
+def test_the_same_sources_give_the_same_bytes_in_any_folder(built_project, new_project):
     first, second = (
-        built_project.build_wheel(MVIT_KERNELS_REQUIRE_CPP="1", SOURCE_DATE_EPOCH="1700000000").read_bytes()
-        for _ in range(2)
+        project.build_wheel(MVIT_KERNELS_REQUIRE_CPP="1", SOURCE_DATE_EPOCH="1700000000").read_bytes()
+        for project in (built_project, new_project())
     )
     assert first == second
 
 
-def test_a_source_distribution_builds_and_remembers_the_commit(new_project):
+def test_a_source_distribution_builds_and_remembers_the_commit(new_project, tmp_path):
     project = new_project()
-    (project.folder / "revision.json").write_text(json.dumps({"revision": "abc123", "dirty": False}))
+    revision = {"revision": "abc123", "dirty": False}
+    (project.folder / "revision.json").write_text(json.dumps(revision))
     sdist = project.build_sdist()
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-        (record,) = [member for member in archive.getmembers() if member.name.endswith("/revision.json")]
-        assert json.load(archive.extractfile(record)) == {"revision": "abc123", "dirty": False}
+        archive.extractall(tmp_path, filter="data")
     assert {"CMakeLists.txt", "setup.py", "cmake/cpu_levels.cmake", "csrc/cpu/dispatch.cpp"} <= names
     assert not [name for name in names if name.startswith(("tests/", "mvit_kernels/lib/"))]
+    (unpacked,) = tmp_path.iterdir()
+    wheel = Project(unpacked).build_wheel(MVIT_KERNELS_REQUIRE_CPP="1")
+    wheel_rules.check_contents(files_in(wheel))
+    with zipfile.ZipFile(wheel) as archive:
+        info = json.loads(archive.read("mvit_kernels/lib/build_info.json"))
+    assert info["cpu"]["built"] and revision.items() <= info.items()

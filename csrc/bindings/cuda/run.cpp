@@ -1,7 +1,7 @@
 // What bindings/device.h asks for, by the kernels of csrc/cuda.
 #include "bindings/cuda/place.h"
 #include "common/limits.h"
-#include "cuda/launchers.h"
+#include "cuda/kernels.h"
 
 namespace mvit::bindings {
 namespace {
