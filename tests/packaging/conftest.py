@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "tools"))  # its scripts import each other by name
 KERNEL = """
 namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
 int answer() { return 42; }
+const char *file() { return __FILE__; } // as messages have it
 }
 """
 
