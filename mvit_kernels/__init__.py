@@ -9,6 +9,7 @@ mvit_kernels.restore(model)
 from . import models, ops
 from .backends import UnsupportedError, explain, use_backend
 from .patch import Report, accelerate, accelerated, explain_model, restore
+from .query_pooling import use_query_pooling
 
 __version__ = "0.1.0"
 
@@ -23,4 +24,5 @@ __all__ = [
     "ops",
     "restore",
     "use_backend",
+    "use_query_pooling",
 ]

@@ -35,6 +35,7 @@ RETURNS = {
     "decomposed_rel_pos_backward": ("tokens", "parameter", "parameter", "parameter"),
     "pooling_attention": ("merged", "tokens"),
     "pooling_attention_backward": ("tokens",),
+    "pooled_query_attention": ("merged",),
 }
 
 
@@ -81,7 +82,7 @@ def _dispatch(cls: type, op: Any, types: Any, args: tuple[Any, ...], kwargs: dic
 
 
 def _check_shared_filters(op: Any, arguments: dict[str, Any]) -> None:
-    if "pool3d_norm" not in op._schema.name:
+    if "weight" not in arguments:
         return
     dims = {x.shape[3] for x in tree_leaves(arguments["x"])}
     weights = [w for w in tree_leaves(arguments["weight"]) if isinstance(w, Tensor) and w.numel()]

@@ -7,6 +7,7 @@ projected only where their pooling reads, the poolings of q, k and v are one cal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .description import MHPA, Fused, HostPool, PoolNorm, RelPos
 from .ops import checks
 from .problem import Grid, Pool, TouchedGrid, touched_grid
 from .projection import compute_dtype, project
+from .query_pooling import pool_of_attention
 from .recompute import Recomputed, recomputed
 from .rel_pos_tables import gather_table
 
@@ -44,9 +46,13 @@ def forward(
 
     again = recomputed(x, layer.qkv.parameters())
     project_and_pool = _pool_then_project if layer.pool_first else _project_then_pool
-    (q, grid_q), (k, grid_k), (v, _) = project_and_pool(layer, x, grid, again)
+    pool_q = pool_of_attention(layer, x, grid)
+    before = layer if pool_q is None else replace(layer, pool_q=None)
+    (q, grid_q), (k, grid_k), (v, _) = project_and_pool(before, x, grid, again)
     with again.not_kept():
-        if layer.windows is None:
+        if pool_q is not None:
+            out, grid_q = _pool_q_and_attend(layer, pool_q, q, k, v, grid_q, grid_k)
+        elif layer.windows is None:
             out = _attend(layer, q, k, v, grid_q, grid_k)
         else:
             # Padded queries are zero and cut off again, so that the residual inside the windows is the one outside.
@@ -62,10 +68,34 @@ def _attend(layer: MHPA, q: Tensor, k: Tensor, v: Tensor, grid_q: Grid, grid_k: 
     """Pooled q, k, v (B, H, N, D) -> (B, Nq, H, D)."""
     rows = None
     if layer.rel_pos is not None:
-        rows = _rel_pos_rows(layer.rel_pos, q, grid_q, grid_k, layer.has_cls)
+        t, h, w = _tables(layer.rel_pos, grid_q, grid_k)
+        rows = ops.decomposed_rel_pos(q, grid_q, grid_k, has_cls=layer.has_cls, table_t=t, table_h=h, table_w=w)
     return ops.pooling_attention(
         q, k, v, rel_pos=rows, grid_k=grid_k, scale=layer.scale, has_cls=layer.has_cls, residual=layer.residual
     )
+
+
+def _pool_q_and_attend(
+    layer: MHPA, branch: PoolNorm, q: Tensor, k: Tensor, v: Tensor, grid: Grid, grid_k: Grid
+) -> tuple[Tensor, Grid]:
+    """q (B, H, N, D) of `grid`, pooled k and v -> (B, Nq, H, D), and the grid of pooled q."""
+    grid_q = branch.pool.out_grid(grid)
+    t, h, w = (None, None, None) if layer.rel_pos is None else _tables(layer.rel_pos, grid_q, grid_k)
+    out = ops.pooled_query_attention(
+        *(q, grid, branch.pool, k, v),
+        has_cls=layer.has_cls,
+        weight=branch.weight,
+        norm_weight=branch.norm_weight,
+        norm_bias=branch.norm_bias,
+        norm_eps=branch.norm_eps,
+        table_t=t,
+        table_h=h,
+        table_w=w,
+        grid_k=grid_k,
+        scale=layer.scale,
+        residual=layer.residual,
+    )
+    return out, grid_q
 
 
 def _project_out(layer: MHPA, merged: Tensor, residual: Tensor | None) -> Tensor:
@@ -190,9 +220,9 @@ def _pool(
     return pooled
 
 
-def _rel_pos_rows(rel_pos: RelPos, q: Tensor, grid_q: Grid, grid_k: Grid, has_cls: bool) -> Tensor:
-    t, h, w = (
+def _tables(rel_pos: RelPos, grid_q: Grid, grid_k: Grid) -> list[Tensor | None]:
+    """Gathered tables (Qt, Kt, D), (Qh, Kh, D), (Qw, Kw, D); None for an axis without one."""
+    return [
         None if table is None else gather_table(table, num_q, num_k, rel_pos.index, axis in rel_pos.resized)
         for axis, table, num_q, num_k in zip("thw", (rel_pos.t, rel_pos.h, rel_pos.w), grid_q, grid_k, strict=True)
-    )
-    return ops.decomposed_rel_pos(q, grid_q, grid_k, has_cls=has_cls, table_t=t, table_h=h, table_w=w)
+    ]

@@ -112,7 +112,11 @@ class PoolProblem:
     op = "pool3d_norm"
 
     def __str__(self) -> str:
-        return _line(self, f"{_x(self.thw)}{_cls(self)} {self.pool}{' + norm' if self.norm else ''}")
+        return _line(self, self.geometry)
+
+    @property
+    def geometry(self) -> str:
+        return f"{_x(self.thw)}{_cls(self)} {self.pool}{' + norm' if self.norm else ''}"
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,35 @@ class AttentionProblem:
 
 
 @dataclass(frozen=True)
+class PooledQueryProblem:
+    """`pooled_query_attention`: attention that pools its queries."""
+
+    pool: PoolProblem
+    attention: AttentionProblem
+
+    op = "pooled_query_attention"
+
+    def __str__(self) -> str:
+        return f"{self.attention}, q of {self.pool.geometry}"
+
+    @property
+    def device(self) -> str:
+        return self.attention.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.attention.dtype
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention.head_dim
+
+    @property
+    def needs_grad(self) -> bool:
+        return self.attention.needs_grad
+
+
+@dataclass(frozen=True)
 class LinearProblem:
     """`linear`: x (rows, inputs), weight (outputs, inputs)."""
 
@@ -237,7 +270,15 @@ class LayerNormProblem:
         return f"{_dtype(self.dtype)}{out} {self.device} {self.rows} x {self.channels}{grad}"
 
 
-Problem = PoolProblem | QkvPoolProblem | RelPosProblem | AttentionProblem | LinearProblem | LayerNormProblem
+Problem = (
+    PoolProblem
+    | QkvPoolProblem
+    | RelPosProblem
+    | AttentionProblem
+    | PooledQueryProblem
+    | LinearProblem
+    | LayerNormProblem
+)
 
 
 def _cls(problem: PoolProblem | RelPosProblem | AttentionProblem) -> str:

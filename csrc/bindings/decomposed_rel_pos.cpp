@@ -1,9 +1,18 @@
 // The ops decomposed_rel_pos and decomposed_rel_pos_backward.
-#include "bindings/tensors.h"
+#include "bindings/problems.h"
 
 #include <tuple>
 
 namespace mvit::bindings {
+
+Parameter rel_pos_table(const char *op, const char *argument, std::optional<Tensor> &table, int64_t queries,
+                        int64_t keys, int64_t head_dim, const Tensor &like) {
+    if (!table)
+        return {nullptr, DType::f32};
+    table = parameter(op, argument, *table, {queries, keys, head_dim}, like);
+    return as_parameter(op, argument, *table);
+}
+
 namespace {
 
 struct Arguments {
@@ -30,16 +39,9 @@ RelPosProblem rel_pos_problem(const char *op, Arguments &a, const std::vector<in
     p.q_stride_b = a.q.stride(0);
     p.q_stride_h = a.q.stride(1);
     p.q_stride_n = a.q.stride(2);
-    const auto table = [&](const char *argument, std::optional<Tensor> &tensor, int64_t queries,
-                           int64_t keys) -> Parameter {
-        if (!tensor)
-            return {nullptr, DType::f32};
-        tensor = parameter(op, argument, *tensor, {queries, keys, p.head_dim}, a.q);
-        return as_parameter(op, argument, *tensor);
-    };
-    p.table_t = table("table_t", a.table_t, p.grid_q.t, p.grid_k.t);
-    p.table_h = table("table_h", a.table_h, p.grid_q.h, p.grid_k.h);
-    p.table_w = table("table_w", a.table_w, p.grid_q.w, p.grid_k.w);
+    p.table_t = rel_pos_table(op, "table_t", a.table_t, p.grid_q.t, p.grid_k.t, p.head_dim, a.q);
+    p.table_h = rel_pos_table(op, "table_h", a.table_h, p.grid_q.h, p.grid_k.h, p.head_dim, a.q);
+    p.table_w = rel_pos_table(op, "table_w", a.table_w, p.grid_q.w, p.grid_k.w, p.head_dim, a.q);
     return p;
 }
 

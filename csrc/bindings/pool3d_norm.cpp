@@ -1,5 +1,5 @@
 // The ops pool3d_norm, qkv_pool3d_norm and qkv_pool3d_norm_backward.
-#include "bindings/tensors.h"
+#include "bindings/problems.h"
 
 namespace mvit::bindings {
 namespace {
@@ -10,19 +10,9 @@ PoolMode mode_of(const char *op, const std::string &mode) {
     return mode == "conv" ? PoolMode::conv : mode == "avg" ? PoolMode::avg : PoolMode::max;
 }
 
-// The arguments of a call, one entry (or three sizes) per branch.
-struct Arguments {
-    std::vector<Tensor> x;
-    std::vector<int64_t> thw;
-    bool has_cls;
-    std::vector<std::string> mode;
-    std::vector<int64_t> kernel, stride, padding;
-    std::vector<std::optional<Tensor>> weight, norm_weight, norm_bias;
-    std::vector<double> norm_eps; // below 0: no norm
-};
+} // namespace
 
-// Checks the arguments and makes a problem of them, without outputs. What the problem points to is kept by `a`.
-PoolProblem pool_problem(const char *op, Arguments &a) {
+PoolProblem pool_problem(const char *op, PoolArguments &a) {
     const size_t branches = a.x.size();
     STD_TORCH_CHECK(branches >= 1 && branches <= size_t(kMaxPoolBranches), op, ": ", branches,
                     " tensors in x, there must be 1 to ", kMaxPoolBranches);
@@ -97,7 +87,9 @@ PoolProblem pool_problem(const char *op, Arguments &a) {
     return problem;
 }
 
-std::vector<Tensor> pool(const char *op, Arguments a) {
+namespace {
+
+std::vector<Tensor> pool(const char *op, PoolArguments a) {
     PoolProblem problem = pool_problem(op, a);
     std::vector<Tensor> out;
     for (size_t i = 0; i < a.x.size(); ++i) {
@@ -153,7 +145,7 @@ std::vector<Tensor> qkv_pool3d_norm_backward(std::vector<Tensor> grad, std::vect
                                              std::vector<Tensor> norm_bias, std::vector<double> norm_eps,
                                              std::vector<bool> needs) {
     const char *const op = "qkv_pool3d_norm_backward";
-    Arguments a = {
+    PoolArguments a = {
         x,       thw, has_cls, mode, kernel, stride, padding, present(weight), present(norm_weight), present(norm_bias),
         norm_eps};
     PoolBackwardProblem problem = {};

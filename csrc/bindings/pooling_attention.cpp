@@ -1,16 +1,46 @@
 // The ops pooling_attention and pooling_attention_backward.
-#include "bindings/tensors.h"
+#include "bindings/problems.h"
 
 #include <tuple>
 
 namespace mvit::bindings {
-namespace {
 
 Residual residual_of(const char *op, const std::string &residual) {
     STD_TORCH_CHECK(residual == "none" || residual == "all" || residual == "no_cls", op, ": residual \"", residual,
                     "\", it must be none, all or no_cls");
     return residual == "none" ? Residual::none : residual == "all" ? Residual::all : Residual::no_cls;
 }
+
+void set_keys(const char *op, AttentionProblem &p, Tensor &k, Tensor &v, const char *argument, const Tensor &like) {
+    const auto check = [&](const char *name, Tensor &tensor) {
+        tensor = tokens(op, name, tensor, p.dtype, like);
+        STD_TORCH_CHECK(tensor.size(0) == p.batch && tensor.size(1) == p.heads && tensor.size(3) == p.head_dim, op,
+                        ": ", name, " ", shape_of(tensor), " must agree with ", argument, " ", shape_of(like),
+                        " in B, H and D");
+    };
+    check("k", k);
+    check("v", v);
+    p.keys = k.size(2);
+    STD_TORCH_CHECK(v.size(2) == p.keys, op, ": v ", shape_of(v), " must have the ", p.keys, " tokens of k");
+    STD_TORCH_CHECK(p.keys >= 1, op, ": k ", shape_of(k), " has no tokens, a softmax needs one");
+    p.k = k.const_data_ptr();
+    p.v = v.const_data_ptr();
+    p.k_stride_b = k.stride(0);
+    p.k_stride_h = k.stride(1);
+    p.k_stride_n = k.stride(2);
+    p.v_stride_b = v.stride(0);
+    p.v_stride_h = v.stride(1);
+    p.v_stride_n = v.stride(2);
+}
+
+void set_grid_k(const char *op, AttentionProblem &p, const std::vector<int64_t> &grid_k) {
+    p.grid_k = size3(op, "grid_k", grid_k, 0, 1);
+    STD_TORCH_CHECK(p.keys == p.has_cls + volume(p.grid_k), op, ": grid_k (", p.grid_k.t, ", ", p.grid_k.h, ", ",
+                    p.grid_k.w, ") has ", volume(p.grid_k), " tokens", p.has_cls ? " (+1 cls)" : "", ", but k has ",
+                    p.keys, " tokens in dim 2");
+}
+
+namespace {
 
 struct Arguments {
     Tensor q, k, v;
@@ -23,32 +53,19 @@ AttentionProblem attention_problem(const char *op, Arguments &a, const std::vect
     AttentionProblem p = {};
     p.dtype = dtype_of(op, "q", a.q);
     p.tf32 = tf32;
-    a = {tokens(op, "q", a.q, p.dtype, a.q), tokens(op, "k", a.k, p.dtype, a.q), tokens(op, "v", a.v, p.dtype, a.q),
-         a.rel_pos};
-    const Tensor &q = a.q, &k = a.k, &v = a.v;
+    const Tensor &q = a.q = tokens(op, "q", a.q, p.dtype, a.q);
     std::optional<Tensor> &rel_pos = a.rel_pos;
     p.batch = q.size(0);
     p.heads = q.size(1);
     p.queries = q.size(2);
     p.head_dim = q.size(3);
-    p.keys = k.size(2);
     p.has_cls = has_cls;
     p.residual = residual_of(op, residual);
     p.scale = scale;
-    const auto check_like_q = [&](const char *argument, const Tensor &tensor) {
-        STD_TORCH_CHECK(tensor.size(0) == p.batch && tensor.size(1) == p.heads && tensor.size(3) == p.head_dim, op,
-                        ": ", argument, " ", shape_of(tensor), " must agree with q ", shape_of(q), " in B, H and D");
-    };
-    check_like_q("k", k);
-    check_like_q("v", v);
-    STD_TORCH_CHECK(v.size(2) == p.keys, op, ": v ", shape_of(v), " must have the ", p.keys, " tokens of k");
-    STD_TORCH_CHECK(p.keys >= 1, op, ": k ", shape_of(k), " has no tokens, a softmax needs one");
+    set_keys(op, p, a.k, a.v, "q", q);
 
     if (rel_pos) {
-        p.grid_k = size3(op, "grid_k", grid_k, 0, 1);
-        STD_TORCH_CHECK(p.keys == has_cls + volume(p.grid_k), op, ": grid_k (", p.grid_k.t, ", ", p.grid_k.h, ", ",
-                        p.grid_k.w, ") has ", volume(p.grid_k), " tokens", has_cls ? " (+1 cls)" : "", ", but k has ",
-                        p.keys, " tokens in dim 2");
+        set_grid_k(op, p, grid_k);
         rel_pos = rows(op, "rel_pos", *rel_pos, p.dtype == DType::f64 ? DType::f64 : DType::f32, q);
         const int64_t entries = p.grid_k.t + p.grid_k.h + p.grid_k.w;
         STD_TORCH_CHECK(rel_pos->size(0) == p.batch && rel_pos->size(1) == p.heads && rel_pos->size(2) == p.queries &&
@@ -61,17 +78,9 @@ AttentionProblem attention_problem(const char *op, Arguments &a, const std::vect
         p.rel_pos_stride_n = rel_pos->stride(2);
     }
     p.q = q.const_data_ptr();
-    p.k = k.const_data_ptr();
-    p.v = v.const_data_ptr();
     p.q_stride_b = q.stride(0);
     p.q_stride_h = q.stride(1);
     p.q_stride_n = q.stride(2);
-    p.k_stride_b = k.stride(0);
-    p.k_stride_h = k.stride(1);
-    p.k_stride_n = k.stride(2);
-    p.v_stride_b = v.stride(0);
-    p.v_stride_h = v.stride(1);
-    p.v_stride_n = v.stride(2);
     return p;
 }
 

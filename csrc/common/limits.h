@@ -3,6 +3,9 @@
 
 #include "common/attention_backward_tiles.h"
 #include "common/pool_backward_tiles.h"
+#include "common/pooled_query.h"
+
+#include <initializer_list>
 
 #include <initializer_list>
 
@@ -79,5 +82,21 @@ static constexpr bool rows_fit_backward() {
     return true;
 }
 static_assert(rows_fit_backward(), "backward_shared_bytes");
+
+static constexpr bool queries_fit() {
+    for (int dim : kAttentionDims)
+        for (int64_t entries : {int64_t(0), kMaxProductEntries}) {
+            PooledQueryProblem p = {};
+            p.attention.dtype = DType::f16;
+            p.attention.head_dim = dim;
+            p.attention.grid_k = {1, 1, entries - 2};
+            p.table_w.data = entries ? &kLeastSharedBytes : nullptr; // anything but null
+            p.pool.branch[0].kernel = {1, 1, kMaxQueryTaps};
+            if (pooled_query_shared_bytes(pooled_query_forward(p)) > kLeastSharedBytes)
+                return false;
+        }
+    return true;
+}
+static_assert(queries_fit(), "pooled_query_shared_bytes");
 
 } // namespace mvit

@@ -20,6 +20,9 @@ static constexpr bool has_rel_pos(const PooledQueryProblem &p) {
     return p.table_t.data || p.table_h.data || p.table_w.data;
 }
 
+// Taps of the pooling's window, which lie beside the tile of queries.
+constexpr int64_t kMaxQueryTaps = 144;
+
 // nullptr, or why there is no kernel for a problem.
 static constexpr const char *pooled_query_not_supported(const PooledQueryProblem &p) {
     const Size3 grid = p.attention.grid_k;
@@ -27,7 +30,8 @@ static constexpr const char *pooled_query_not_supported(const PooledQueryProblem
            : p.attention.dtype != DType::f16 && p.attention.dtype != DType::bf16 ? "no kernel for this dtype"
            : has_rel_pos(p) && grid.t + grid.h + grid.w > kMaxProductEntries
                ? "no kernel for this many relative-position entries"
-               : nullptr;
+           : volume(p.pool.branch[0].kernel) > kMaxQueryTaps ? "no kernel for a window this large"
+                                                             : nullptr;
 }
 
 // What the kernel is told.

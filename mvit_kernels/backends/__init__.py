@@ -3,6 +3,8 @@
 from .base import Backend, UnsupportedError
 from .registry import (
     Decision,
+    Log,
+    Remark,
     available,
     backend_names,
     describe_choice,
@@ -10,8 +12,11 @@ from .registry import (
     get,
     label,
     layer_named,
+    peek,
+    pools_queries,
     reasons_not_supported,
     record,
+    remark,
     select,
     use_backend,
 )
@@ -19,6 +24,8 @@ from .registry import (
 __all__ = [
     "Backend",
     "Decision",
+    "Log",
+    "Remark",
     "UnsupportedError",
     "available",
     "backend_names",
@@ -27,8 +34,11 @@ __all__ = [
     "get",
     "label",
     "layer_named",
+    "peek",
+    "pools_queries",
     "reasons_not_supported",
     "record",
+    "remark",
     "select",
     "use_backend",
 ]

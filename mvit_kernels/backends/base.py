@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..problem import Grid, Pool, Problem
+from ..problem import Grid, Pool, PooledQueryProblem, Problem
 
 
 class UnsupportedError(RuntimeError):
@@ -19,6 +19,12 @@ class Backend(ABC):
     """One implementation of the ops: checked inputs, signatures and shapes of `mvit_kernels.reference`."""
 
     name: str
+    pools_queries = False
+    """It has a kernel of attention that pools its queries."""
+
+    def serves(self, device: str) -> bool:
+        """Whether it is for tensors on this type of device."""
+        return True
 
     @abstractmethod
     def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
@@ -39,6 +45,10 @@ class Backend(ABC):
     def notes(self, problem: Problem) -> Iterator[str]:
         """What a user should know about how this backend runs `problem`."""
         yield from ()
+
+    def reasons_to_pool_before(self, problem: PooledQueryProblem) -> Iterator[str]:
+        """Why this backend, which can run `problem`, is taken to be no faster at it than at its parts."""
+        yield "no kernel here gains by it"
 
     def variant(self) -> str | None:
         """The instruction set or architecture the kernels were chosen for."""
@@ -98,6 +108,28 @@ class Backend(ABC):
         has_cls: bool,
         residual: str,
     ) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def pooled_query_attention(
+        self,
+        x: Tensor,
+        thw: Grid,
+        pool: Pool,
+        k: Tensor,
+        v: Tensor,
+        *,
+        has_cls: bool,
+        weight: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        norm_eps: float | None,
+        table_t: Tensor | None,
+        table_h: Tensor | None,
+        table_w: Tensor | None,
+        grid_k: Grid | None,
+        scale: float,
+        residual: str,
+    ) -> Tensor: ...
 
     @abstractmethod
     def linear(

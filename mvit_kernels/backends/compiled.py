@@ -109,6 +109,33 @@ class CompiledBackend(Backend):
         grid = (0, 0, 0) if grid_k is None else grid_k
         return self.ops.pooling_attention(q, k, v, rel_pos, grid, scale, has_cls, residual, self.tf32(q.dtype))
 
+    def pooled_query_attention(
+        self,
+        x: Tensor,
+        thw: Grid,
+        pool: Pool,
+        k: Tensor,
+        v: Tensor,
+        *,
+        has_cls: bool,
+        weight: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        norm_eps: float | None,
+        table_t: Tensor | None,
+        table_h: Tensor | None,
+        table_w: Tensor | None,
+        grid_k: Grid | None,
+        scale: float,
+        residual: str,
+    ) -> Tensor:
+        geometry = (has_cls, pool.mode, pool.kernel, pool.stride, pool.padding)
+        norm = (weight, norm_weight, norm_bias, norm_eps)
+        grid = (0, 0, 0) if grid_k is None else grid_k
+        return self.ops.pooled_query_attention(
+            x, thw, k, v, *geometry, *norm, table_t, table_h, table_w, grid, scale, residual
+        )
+
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None, activation: str
     ) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from .. import _library
-from ..problem import Problem
+from ..problem import PooledQueryProblem, Problem
 from .compiled import CompiledBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -16,6 +16,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class CpuBackend(CompiledBackend):
     name = "cpu"
 
+    def serves(self, device: str) -> bool:
+        return device == "cpu"
+
     def unavailable(self) -> str | None:
         return _library.load_error()
 
@@ -23,10 +26,12 @@ class CpuBackend(CompiledBackend):
         missing = self.unavailable()
         if missing is not None:
             yield missing
-        if problem.device != "cpu":
+        if not self.serves(problem.device):
             yield f"device {problem.device}: cpu"
         if problem.dtype not in DTYPES:
             yield f"dtype {problem.dtype}: float32, bfloat16, float16 or float64"
+        if isinstance(problem, PooledQueryProblem):
+            yield f"{problem.op}: pooling and attention one after the other"
 
     def variant(self) -> str | None:
         return _library.cpu_level()

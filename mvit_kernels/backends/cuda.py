@@ -7,7 +7,16 @@ from collections.abc import Iterator
 import torch
 
 from .. import _library, reference
-from ..problem import AttentionProblem, LayerNormProblem, LinearProblem, PoolProblem, Problem, QkvPoolProblem
+from ..problem import (
+    AttentionProblem,
+    LayerNormProblem,
+    LinearProblem,
+    PooledQueryProblem,
+    PoolProblem,
+    Problem,
+    QkvPoolProblem,
+)
+from . import query_pooling_model
 from .compiled import CompiledBackend, tf32_allowed
 
 LEAST_CAPABILITY = (8, 0)
@@ -28,6 +37,18 @@ def max_row(dtype: torch.dtype, head_dim: int, needs_grad: bool) -> int:
         narrow, wide = (64, 32) if dtype != torch.float32 else (42, 26)
         return narrow if head_dim <= 96 else wide
     return 190 if dtype != torch.float32 else 150 if head_dim <= 96 else 95
+
+
+MAX_QUERY_TAPS = 144
+"""Taps of a window that pools queries inside attention, as csrc/common/pooled_query.h has it."""
+MAX_QUERY_ROW = 48
+"""Entries of a row of relative position there: kMaxProductEntries of csrc/common/attention_tiles.h."""
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
+def multiprocessors() -> int:
+    """Of the current GPU."""
+    return torch.cuda.get_device_properties().multi_processor_count
 
 
 def device_capability() -> tuple[int, int] | None:
@@ -62,6 +83,10 @@ def unsupported_architecture(capability: tuple[int, int], architectures: tuple[s
 class CudaBackend(CompiledBackend):
     name = "cuda"
     device = "cuda"
+    pools_queries = True
+
+    def serves(self, device: str) -> bool:
+        return device == self.device
 
     def unavailable(self) -> str | None:
         missing = _library.cuda_load_error()
@@ -73,7 +98,7 @@ class CudaBackend(CompiledBackend):
         return unsupported_architecture(capability, _library.cuda_architectures())
 
     def reasons_not_supported(self, problem: Problem) -> Iterator[str]:
-        if problem.device != self.device:
+        if not self.serves(problem.device):
             # No more is asked: a process that works on the CPU is not to start CUDA, and may have been forked.
             yield f"device {problem.device}: {self.device}"
             return
@@ -93,13 +118,20 @@ class CudaBackend(CompiledBackend):
             most = max_taps(branch.pool.mode)
             if kt * kh * kw > most:
                 yield f"{branch.pool.mode} kernel of {kt * kh * kw} taps: at most {most}"
+        if isinstance(problem, (AttentionProblem, PooledQueryProblem)) and problem.head_dim > MAX_HEAD_DIM:
+            yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
         if isinstance(problem, AttentionProblem):
-            if problem.head_dim > MAX_HEAD_DIM:
-                yield f"head dim {problem.head_dim}: at most {MAX_HEAD_DIM}"
             most = max_row(problem.dtype, problem.head_dim, problem.needs_grad)
             if problem.rel_pos_entries > most:
                 with_gradient = " with gradient" if problem.needs_grad else ""
                 yield f"rel-pos rows of {problem.rel_pos_entries} entries{with_gradient}: at most {most}"
+        if isinstance(problem, PooledQueryProblem):
+            yield from _not_pooled_in_attention(problem)
+
+    def reasons_to_pool_before(self, problem: PooledQueryProblem) -> Iterator[str]:
+        reason = query_pooling_model.reason_to_pool_before(problem, multiprocessors())
+        if reason is not None:
+            yield reason
 
     # cuBLAS is the right kernel for these; a process that asks for this backend gets it.
     linear = staticmethod(reference.linear)
@@ -108,6 +140,10 @@ class CudaBackend(CompiledBackend):
     def notes(self, problem: Problem) -> Iterator[str]:
         if isinstance(problem, (LinearProblem, LayerNormProblem)):
             yield "PyTorch's own kernel"
+        if isinstance(problem, PooledQueryProblem):
+            saved = problem.attention.batch * problem.attention.heads * problem.attention.num_q
+            saved *= query_pooling_model.bytes_saved(problem)
+            yield f"q pooled inside attention: {saved / 1e6:.1f} MB less through memory (model)"
 
     def variant(self) -> str | None:
         if self.unavailable() is not None:
@@ -123,4 +159,19 @@ class CudaBackend(CompiledBackend):
 def _branches(problem: Problem) -> tuple[PoolProblem, ...]:
     if isinstance(problem, QkvPoolProblem):
         return problem.branches
+    if isinstance(problem, PooledQueryProblem):
+        return (problem.pool,)
     return (problem,) if isinstance(problem, PoolProblem) else ()
+
+
+def _not_pooled_in_attention(problem: PooledQueryProblem) -> Iterator[str]:
+    if problem.needs_grad:
+        yield "q pooled inside attention with gradient: inference alone"
+    if problem.dtype == torch.float32:
+        yield "q pooled inside attention in float32: bfloat16 or float16"
+    kt, kh, kw = problem.pool.pool.kernel
+    if kt * kh * kw > MAX_QUERY_TAPS:
+        yield f"a window of {kt * kh * kw} taps inside attention: at most {MAX_QUERY_TAPS}"
+    if problem.attention.rel_pos_entries > MAX_QUERY_ROW:
+        entries = problem.attention.rel_pos_entries
+        yield f"rel-pos rows of {entries} entries made inside attention: at most {MAX_QUERY_ROW}"

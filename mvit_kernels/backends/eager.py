@@ -19,5 +19,6 @@ class EagerBackend(Backend):
     qkv_pool3d_norm = staticmethod(reference.qkv_pool3d_norm)
     decomposed_rel_pos = staticmethod(reference.decomposed_rel_pos)
     pooling_attention = staticmethod(reference.pooling_attention)
+    pooled_query_attention = staticmethod(reference.pooled_query_attention)
     linear = staticmethod(reference.linear)
     layer_norm = staticmethod(reference.layer_norm)

@@ -36,7 +36,23 @@ class Decision:
     notes: tuple[str, ...]
 
 
-_recorder: ContextVar[list[Decision] | None] = ContextVar("mvit_kernels_recorder", default=None)
+@dataclass(frozen=True)
+class Remark:
+    """Something to know about how a layer runs that is no op call, as collected by :func:`record`."""
+
+    layer: str | None
+    text: str
+
+
+class Log(list[Decision]):
+    """The decisions made inside :func:`record`, in order, and the remarks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarks: list[Remark] = []
+
+
+_recorder: ContextVar[Log | None] = ContextVar("mvit_kernels_recorder", default=None)
 _layer: ContextVar[str | None] = ContextVar("mvit_kernels_layer", default=None)
 
 
@@ -85,6 +101,27 @@ def select(problem: Problem) -> Backend:
     return backend
 
 
+def peek(problem: Problem) -> Backend | None:
+    """The backend that would run `problem`, None where none can; no decision is made or recorded."""
+    name = _chosen.get() or _FROM_ENVIRONMENT
+    for backend in _BACKENDS.values() if name is None else [get(name)]:
+        if not backend.reasons(problem):
+            return backend
+    return None
+
+
+def pools_queries(device: str) -> bool:
+    """Whether a backend has a kernel of attention that pools its queries for this device type."""
+    return any(backend.pools_queries and backend.serves(device) for backend in _BACKENDS.values())
+
+
+def remark(text: str) -> None:
+    """Tell what collects decisions, if anything does, about the layer that runs."""
+    log = _recorder.get()
+    if log is not None:
+        log.remarks.append(Remark(_layer.get(), text))
+
+
 def _explicit(name: str, problem: Problem) -> Backend:
     backend = get(name)
     reasons = backend.reasons(problem)
@@ -101,9 +138,9 @@ def _automatic(problem: Problem) -> Backend:
 
 
 @contextmanager
-def record() -> Iterator[list[Decision]]:
+def record() -> Iterator[Log]:
     """Collect every decision made inside the `with`, in order."""
-    log: list[Decision] = []
+    log = Log()
     token = _recorder.set(log)
     try:
         yield log

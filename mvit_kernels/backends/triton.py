@@ -15,7 +15,14 @@ from importlib.util import find_spec
 import torch
 from torch.torch_version import TorchVersion
 
-from ..problem import AttentionProblem, LayerNormProblem, LinearProblem, Problem, RelPosProblem
+from ..problem import (
+    AttentionProblem,
+    LayerNormProblem,
+    LinearProblem,
+    PooledQueryProblem,
+    Problem,
+    RelPosProblem,
+)
 from .compiled import CompiledBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -83,6 +90,9 @@ class TritonBackend(CompiledBackend):
     name = "triton"
     namespace = "mvit_kernels_triton"
 
+    def serves(self, device: str) -> bool:
+        return device == ("cpu" if _interpreting.get() else "cuda")
+
     def unavailable(self) -> str | None:
         if not _HAS_TRITON:
             return "triton is not installed: pip install triton"
@@ -100,10 +110,12 @@ class TritonBackend(CompiledBackend):
         missing = self.unavailable()
         if missing is not None:
             yield missing
-        if problem.device != ("cpu" if _interpreting.get() else "cuda"):
+        if not self.serves(problem.device):
             yield f"device {problem.device}: cuda"
         if isinstance(problem, (LinearProblem, LayerNormProblem)):
             yield f"{problem.op}: pooling, relative position and attention"
+        if isinstance(problem, PooledQueryProblem):
+            yield f"{problem.op}: pooling and attention one after the other"
         if problem.dtype not in DTYPES:
             yield f"dtype {problem.dtype}: float32, bfloat16 or float16"
         if isinstance(problem, (AttentionProblem, RelPosProblem)) and problem.head_dim > MAX_HEAD_DIM:

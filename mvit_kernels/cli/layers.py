@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from .. import backends
 from ..backends import Decision
 
+ATTENTION = ("pooling_attention", "pooled_query_attention")
+
 
 def summarise(decisions: Iterable[Decision]) -> list[str]:
     """Lines such as "16 layers: cpu (avx512)", attention layers by backend; then the poolings beside them."""
@@ -16,7 +18,7 @@ def summarise(decisions: Iterable[Decision]) -> list[str]:
         by_layer.setdefault(decision.layer, []).append(decision)
     groups: Counter[tuple[str, str]] = Counter()
     for group in by_layer.values():
-        attends = any(decision.problem.op == "pooling_attention" for decision in group)
+        attends = any(decision.problem.op in ATTENTION for decision in group)
         groups["layer" if attends else "skip pooling", _used(group)] += 1
     return [f"{count} {what}{'s' if count > 1 else ''}: {used}" for (what, used), count in groups.items()]
 

@@ -9,7 +9,16 @@ from .decomposed_rel_pos import decomposed_rel_pos
 from .layer_norm import layer_norm
 from .linear import linear
 from .pool3d_norm import pool3d_norm
+from .pooled_query_attention import pooled_query_attention
 from .pooling_attention import pooling_attention
 from .qkv_pool3d_norm import qkv_pool3d_norm
 
-__all__ = ["decomposed_rel_pos", "layer_norm", "linear", "pool3d_norm", "pooling_attention", "qkv_pool3d_norm"]
+__all__ = [
+    "decomposed_rel_pos",
+    "layer_norm",
+    "linear",
+    "pool3d_norm",
+    "pooled_query_attention",
+    "pooling_attention",
+    "qkv_pool3d_norm",
+]

@@ -69,24 +69,13 @@ def pooling_attention(
         UnsupportedError: the backend asked for can't run this problem; lists its reasons.
     """
     op = "pooling_attention"
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        checks.tensor(op, name, x, 4, f"(B, H, N{name if name == 'q' else 'k'}, D)")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{op}: {name} has dtype {x.dtype}, {q.dtype} like q is right")
+    checks.tensor(op, "q", q, 4, "(B, H, Nq, D)")
+    check_keys(op, ("q", q), k, v)
     batch, heads, num_q, dim = q.shape
     num_k = k.shape[2]
-    for name, x in (("k", k), ("v", v)):
-        if tuple(x.shape) != (batch, heads, num_k, dim):
-            raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, {(batch, heads, num_k, dim)} is right")
-    if num_k < 1:
-        raise ValueError(f"{op}: k has {num_k} tokens, at least one is right")
     if has_cls and num_q < 1:
         raise ValueError(f"{op}: q has 0 tokens, at least the cls token is right with has_cls")
-    if residual not in RESIDUALS:
-        raise ValueError(f"{op}: residual is {residual!r}, one of {', '.join(RESIDUALS)} is right")
-    scale = dim**-0.5 if scale is None else float(scale)
-    if not -math.inf < scale < math.inf:  # a symbolic float can't go into math.isfinite
-        raise ValueError(f"{op}: scale is {scale}, a finite number is right")
+    scale = check_options(op, residual, scale, dim)
     grid = None
     if rel_pos is not None:
         checks.tensor(op, "rel_pos", rel_pos, 4, "(B, H, Nq, Kt+Kh+Kw)")
@@ -113,6 +102,31 @@ def pooling_attention(
         q, k, v, rel_pos=rel_pos, grid_k=grid, scale=scale, has_cls=has_cls, residual=residual
     )
     return out
+
+
+def check_keys(op: str, queries: tuple[str, Tensor], k: Tensor, v: Tensor) -> None:
+    """k and v (B, H, Nk, D) agree with the queries (B, H, N, D), given with their name, in all but the tokens."""
+    name_q, q = queries
+    for name, x in (("k", k), ("v", v)):
+        checks.tensor(op, name, x, 4, "(B, H, Nk, D)")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{op}: {name} has dtype {x.dtype}, {q.dtype} like {name_q} is right")
+    shape = (q.shape[0], q.shape[1], k.shape[2], q.shape[3])
+    for name, x in (("k", k), ("v", v)):
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, {shape} is right")
+    if k.shape[2] < 1:
+        raise ValueError(f"{op}: k has {k.shape[2]} tokens, at least one is right")
+
+
+def check_options(op: str, residual: str, scale: float | None, dim: int) -> float:
+    """The scale, that of the head dim for None."""
+    if residual not in RESIDUALS:
+        raise ValueError(f"{op}: residual is {residual!r}, one of {', '.join(RESIDUALS)} is right")
+    scale = dim**-0.5 if scale is None else float(scale)
+    if not -math.inf < scale < math.inf:  # a symbolic float can't go into math.isfinite
+        raise ValueError(f"{op}: scale is {scale}, a finite number is right")
+    return scale
 
 
 @register_fake("pooling_attention")

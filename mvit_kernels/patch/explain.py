@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .. import backends
-from ..backends import Decision
+from ..backends import Decision, Remark
 from ..modules import MultiHeadPoolingAttention, MultiScaleBlock
 from .apply import is_accelerated_block, survey
 from .report import Report
@@ -19,10 +19,11 @@ from .swap import is_accelerated
 
 @dataclass(frozen=True)
 class Explanation:
-    """Every op call of one forward, in order, and the report on the model's layers."""
+    """Every op call of one forward, in order, remarks about its layers, and the report on them."""
 
     decisions: list[Decision]
     report: Report
+    remarks: list[Remark]
 
     def __str__(self) -> str:
         lines, layer = [str(self.report)], None
@@ -30,13 +31,17 @@ class Explanation:
             if decision.layer != layer:
                 layer = decision.layer
                 lines.append(f"{layer or '(outside a known layer)'}")
+                texts = (remark.text for remark in self.remarks if remark.layer == layer)
+                lines += [f"  {text}" for text in dict.fromkeys(texts)]
             line = f"  {decision.problem.op}  {backends.label(decision.backend)}  {decision.problem}"
             lines.append("; ".join([line, *decision.notes]))
         return "\n".join(lines)
 
 
 def explain_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
-    """Run `model(*args, **kwargs)` once and tell, per layer and op, the problem, the backend and its notes.
+    """Run `model(*args, **kwargs)` once and tell, per layer and op, the problem, the backend and why not a faster one.
+
+    With gradients, as outside `torch.no_grad()`, it tells of training.
 
     Args:
         model: an accelerated model, or one built on :mod:`mvit_kernels.modules`.
@@ -44,7 +49,7 @@ def explain_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """
     with layers_named(model), backends.record() as log:
         model(*args, **kwargs)
-    return Explanation(log, survey(model))
+    return Explanation(log, survey(model), log.remarks)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from .layer import multi_head_pooling_attention
 from .layer_norm import layer_norm
 from .linear import linear
 from .pool3d_norm import pool3d_norm, qkv_pool3d_norm
+from .pooled_query_attention import pooled_query_attention
 from .pooling_attention import pooling_attention
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "linear",
     "multi_head_pooling_attention",
     "pool3d_norm",
+    "pooled_query_attention",
     "pooling_attention",
     "qkv_pool3d_norm",
 ]

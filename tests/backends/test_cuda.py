@@ -9,9 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvit_kernels import _library, backends
-from mvit_kernels.backends.cuda import CudaBackend, max_row, max_taps, unsupported_architecture
-from mvit_kernels.problem import AttentionProblem, LinearProblem, Pool, PoolProblem, Problem, QkvPoolProblem
+from mvit_kernels import _library, backends, models
+from mvit_kernels.backends import query_pooling_model
+from mvit_kernels.backends.cuda import (
+    MAX_QUERY_ROW,
+    MAX_QUERY_TAPS,
+    CudaBackend,
+    max_row,
+    max_taps,
+    unsupported_architecture,
+)
+from mvit_kernels.problem import (
+    AttentionProblem,
+    LinearProblem,
+    Pool,
+    PooledQueryProblem,
+    PoolProblem,
+    Problem,
+    QkvPoolProblem,
+)
 
 ATTENTION = AttentionProblem("cuda", torch.float16, 1, 2, 96, 5, 5, True, False, "none", False, rel_pos_entries=30)
 POOL = PoolProblem("cuda", torch.float32, 1, 2, 96, (2, 4, 4), True, Pool("conv", *[(3, 3, 3)] * 3), True, False)
@@ -136,3 +152,68 @@ def test_limits_are_those_of_the_kernels() -> None:
     dim, *most = map(int, found.groups())
     dtypes = (torch.float16, torch.float32)
     assert [max_row(dtype, d, True) for dtype in dtypes for d in (dim, dim + 1)] == most
+    assert number_in("pooled_query.h", "kMaxQueryTaps") == MAX_QUERY_TAPS
+    assert number_in("attention_tiles.h", "kMaxProductEntries") == MAX_QUERY_ROW
+    assert number_in("pool_tiles.h", "kPoolStrip") == query_pooling_model.STRIP
+
+
+def number_in(header: str, name: str) -> int:
+    text = (Path(__file__).parents[2] / "csrc" / "common" / header).read_text()
+    return int(re.search(rf"constexpr int(?:64_t)? {name} = (\d+);", text)[1])
+
+
+QUERIES = PooledQueryProblem(
+    dataclasses.replace(POOL, dtype=torch.bfloat16, pool=Pool("conv", (3, 3, 3), (1, 1, 1), (1, 1, 1))),
+    AttentionProblem("cuda", torch.bfloat16, 1, 2, 96, 33, 9, True, True, "no_cls", False, rel_pos_entries=6),
+)
+
+
+@pytest.mark.parametrize(
+    ("of_pool", "of_attention", "reason"),
+    [
+        ({}, {}, None),
+        ({}, {"needs_grad": True}, "q pooled inside attention with gradient: inference alone"),
+        ({}, {"dtype": torch.float32}, "q pooled inside attention in float32: bfloat16 or float16"),
+        ({}, {"rel_pos_entries": 49}, "rel-pos rows of 49 entries made inside attention: at most 48"),
+        ({}, {"head_dim": 136}, "head dim 136: at most 128"),
+        (
+            {"pool": Pool("max", (1, 1, 145), (1, 1, 1), (0, 0, 72))},
+            {},
+            "a window of 145 taps inside attention: at most 144",
+        ),
+    ],
+)
+def test_why_q_is_not_pooled_inside_attention(gpu, of_pool: dict, of_attention: dict, reason: str | None) -> None:
+    problem = PooledQueryProblem(
+        dataclasses.replace(QUERIES.pool, **of_pool), dataclasses.replace(QUERIES.attention, **of_attention)
+    )
+    assert reasons(problem) == ([] if reason is None else [reason])
+    assert all(backends.reasons_not_supported(problem, name) for name in ("cpu", "triton"))
+    assert backends.reasons_not_supported(problem, "eager") == []
+
+
+def test_model_of_query_pooling_wants_full_multiprocessors_and_fewer_bytes() -> None:
+    def why(model: str, block: int, batch: int, multiprocessors: int = 132) -> str | None:
+        layer = models.layer_shapes(model)[block]
+        sizes = ("cuda", torch.bfloat16, batch, layer.heads, layer.head_dim)
+        rel_pos = any(layer.table_rows)
+        return query_pooling_model.reason_to_pool_before(
+            PooledQueryProblem(
+                PoolProblem(*sizes, layer.grid, layer.has_cls, layer.pool_q, True, False),
+                AttentionProblem(
+                    *(*sizes, layer.num_q, layer.num_kv, rel_pos, layer.has_cls, layer.residual, False),
+                    rel_pos_entries=sum(layer.grid_kv) if rel_pos else 0,
+                ),
+            ),
+            multiprocessors,
+        )
+
+    assert why("mvit_v2_s_16x4", 4, batch=8) is None
+    few = "52 blocks of queries are too few for 132 multiprocessors, two each (model)"
+    assert why("mvit_v2_s_16x4", 4, batch=1) == few
+    assert why("mvit_v2_s_16x4", 4, batch=1, multiprocessors=26) is None
+    # A window of stride 2 is read again more; without relative position there is less to save.
+    assert why("mvit_v2_s_16x4", 1, batch=8) is None
+    assert why("mvit_v1_b_16x4", 1, batch=8) == (
+        "it saves 384 bytes a query and reads 3120 again from a cache, 1 to 4 (model)"
+    )

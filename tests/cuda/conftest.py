@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mvit_kernels import backends
-from mvit_kernels.backends import registry
+from mvit_kernels.backends import cuda, registry
 from mvit_kernels.backends.cuda import CudaBackend
 from mvit_kernels.ops import contract
 
@@ -99,6 +99,7 @@ def cuda_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         request.getfixturevalue("emulated_ops")
         backend = EmulatedCudaBackend()
         monkeypatch.setitem(registry._BACKENDS, "cuda", backend)
+        monkeypatch.setattr(cuda, "multiprocessors", lambda: 108)
     elif reason := backend.unavailable():
         pytest.skip(f"the CUDA backend is not there: {reason}")
     assert isinstance(backend, CudaBackend)

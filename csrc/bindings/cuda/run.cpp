@@ -1,4 +1,5 @@
 // What bindings/device.h asks for, by the kernels of csrc/cuda.
+#include "bindings/cuda/run.h"
 #include "bindings/cuda/place.h"
 #include "common/limits.h"
 #include "cuda/kernels.h"
@@ -24,7 +25,7 @@ void check_pool(const char *op, const PoolProblem &p) {
     }
 }
 
-void check_tables(const char *op, const RelPosProblem &p) {
+template <class Problem> void check_tables(const char *op, const Problem &p) {
     check_parameter(op, "table_t", p.table_t);
     check_parameter(op, "table_h", p.table_h);
     check_parameter(op, "table_w", p.table_w);
@@ -67,6 +68,17 @@ void run(const char *op, const Tensor &like, const RelPosProblem &problem) {
 void run(const char *op, const Tensor &like, const AttentionProblem &problem) {
     check_attention(op, problem, max_rel_pos_row(problem.dtype, problem.head_dim));
     start(op, like, problem, cuda::pooling_attention_forward_scratch, cuda::pooling_attention_forward);
+}
+
+void run(const char *op, const Tensor &like, const PooledQueryProblem &problem) {
+    check_pool(op, problem.pool);
+    check_tables(op, problem);
+    const char *const reason = pooled_query_not_supported(problem);
+    STD_TORCH_CHECK(!reason, op, ": ", reason);
+    start<PooledQueryProblem>(op, like, problem, nullptr,
+                              [](const PooledQueryProblem &p, void *, mvit::cuda::Stream stream) {
+                                  return cuda::pooled_query_attention_forward(p, stream);
+                              });
 }
 
 void run(const char *op, const Tensor &like, const PoolBackwardProblem &problem) {
