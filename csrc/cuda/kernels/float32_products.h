@@ -39,9 +39,12 @@ template <int kDim, int kColumns> struct FmaProducts {
     static MVIT_DEVICE int row(int slot) { return lane_index() / 8 + 4 * slot; }
     static MVIT_DEVICE int column(int i) { return lane_index() % 8 + i % kOfRow * 8; }
 
+    // Sums of 16 channels, then their sum: one long sum rounds more, and a softmax makes of an error of a large score
+    // one of the probability.
     template <bool kKeep> static MVIT_DEVICE void scores(float (&s)[kScores], const Operand<kKeep> &a, Shared b) {
         MVIT_NO_UNROLL
         for (int group = 0; group < Rows::kChunks; group += Rows::kGroup) {
+            float sum[kScores] = {};
             MVIT_UNROLL
             for (int chunk = 0; chunk < Rows::kGroup; ++chunk) {
                 Float4 x[4], y[kOfRow];
@@ -55,7 +58,12 @@ template <int kDim, int kColumns> struct FmaProducts {
                 for (int c = 0; c < 4; ++c) {
                     MVIT_UNROLL
                     for (int i = 0; i < kScores; ++i)
-                        s[i] = multiply_add(x[i / kOfRow].value[c], y[i % kOfRow].value[c], s[i]);
+                        sum[i] = multiply_add(x[i / kOfRow].value[c], y[i % kOfRow].value[c], sum[i]);
+                }
+                MVIT_UNROLL
+                for (int i = 0; i < kScores && chunk % 4 == 3; ++i) {
+                    s[i] += sum[i];
+                    sum[i] = 0;
                 }
             }
         }
