@@ -28,7 +28,11 @@ _chosen: ContextVar[str | None] = ContextVar("mvit_kernels_backend", default=Non
 
 @dataclass(frozen=True)
 class Decision:
-    """One op call and the backend that ran it, as collected by :func:`record`."""
+    """One op call and the backend that ran it, as collected by :func:`record`.
+
+    Attributes:
+        notes: why no backend before it was chosen, where one serves this type of device; what the backend itself tells.
+    """
 
     layer: str | None
     problem: Problem
@@ -97,8 +101,19 @@ def select(problem: Problem) -> Backend:
     backend = _explicit(name, problem) if name is not None else _automatic(problem)
     log = _recorder.get()
     if log is not None:
-        log.append(Decision(_layer.get(), problem, backend.name, tuple(backend.notes(problem))))
+        passed_over = [] if name is not None else _passed_over(problem, backend)
+        log.append(Decision(_layer.get(), problem, backend.name, (*passed_over, *backend.notes(problem))))
     return backend
+
+
+def _passed_over(problem: Problem, chosen: Backend) -> list[str]:
+    """Why the backends before the chosen one, of those for this type of device, can't run `problem`."""
+    before = list(_BACKENDS.values())[: backend_names().index(chosen.name)]
+    return [
+        f"not {backend.name}: {'; '.join(backend.reasons(problem))}"
+        for backend in before
+        if backend.serves(problem.device)
+    ]
 
 
 def peek(problem: Problem) -> Backend | None:

@@ -25,6 +25,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--model", default="torchvision:mvit_v2_s", metavar="NAME", help="as for bench (default: %(default)s)"
     )
+    parser.add_argument(
+        "--training", action="store_true", help="with gradients: some kernels take less then (default: inference)"
+    )
     add_run_options(parser)
     parser.set_defaults(run=run)
 
@@ -35,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     model = workload.model.to(device, DTYPES[args.dtype])
     mvit_kernels.accelerate(model)
     x = torch.zeros(workload.input_shape(args.batch), dtype=DTYPES[args.dtype], device=device)
-    with torch.inference_mode(), mvit_kernels.use_backend(args.backend) if args.backend else nullcontext():
+    with (
+        nullcontext() if args.training else torch.inference_mode(),
+        mvit_kernels.use_backend(args.backend) if args.backend else nullcontext(),
+    ):
         explanation = mvit_kernels.explain_model(model, x)
         print(explanation)
         first_of_each = {decision.problem.op: decision.problem for decision in reversed(explanation.decisions)}

@@ -45,6 +45,15 @@ def test_the_first_backend_without_a_reason_is_chosen(picky) -> None:
     assert [decision.backend for decision in log] == ["picky", "eager"]
 
 
+def test_recorded_decisions_say_why_no_backend_before_was_chosen(picky) -> None:
+    with backends.record() as log:
+        ops.pooling_attention(q(1), q(1), q(1))
+        ops.pooling_attention(q(2), q(2), q(2))
+        with use_backend("eager"):
+            ops.pooling_attention(q(2), q(2), q(2))
+    assert [decision.notes for decision in log] == [(), ("not picky: heads 2: 1",), ()]
+
+
 def test_a_backend_asked_for_runs_or_raises_with_its_reasons(picky) -> None:
     with use_backend("picky"):
         ops.pooling_attention(q(1), q(1), q(1))

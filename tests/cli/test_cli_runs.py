@@ -99,9 +99,11 @@ def test_bench_on_a_backend_asked_for(capsys):
     assert "10 layers: eager" in capsys.readouterr().out
 
 
-def test_explain_names_every_layer(capsys):
-    assert main(["explain", *OWN, "--device", "cpu"]) == 0
+@pytest.mark.parametrize("training", [False, True])
+def test_explain_names_every_layer(capsys, training):
+    assert main(["explain", *OWN, "--device", "cpu", *["--training"] * training]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert training == any("with gradient" in line for line in lines)
     assert [line for line in lines if line.endswith(".attn")] == [f"blocks.{i}.attn" for i in range(10)]
     assert any("pooling_attention" in line for line in lines)
     for name in backends.backend_names():
