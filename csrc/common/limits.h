@@ -46,8 +46,7 @@ static constexpr int64_t max_rel_pos_row(DType dtype, int64_t head_dim) {
     return dtype != DType::f32 ? 190 : head_dim <= 96 ? 150 : 95;
 }
 static constexpr int64_t max_rel_pos_row_backward(DType dtype, int64_t head_dim) {
-    const bool narrow = head_dim <= 96;
-    return dtype != DType::f32 ? (narrow ? 64 : 32) : (narrow ? 42 : 26);
+    return max_backward_rel_pos_row(dtype, head_dim, kLeastSharedBytes);
 }
 
 static constexpr int64_t shared_bytes_of_row(DType dtype, bool tf32, int64_t head_dim, int64_t entries) {
@@ -73,15 +72,6 @@ static constexpr bool rows_fit(DType dtype, bool tf32) {
 }
 static_assert(rows_fit(DType::f16, false) && rows_fit(DType::f32, false) && rows_fit(DType::f32, true),
               "attention_shared_bytes");
-
-static constexpr bool rows_fit_backward() {
-    for (int dim : kAttentionDims)
-        for (DType dtype : {DType::f16, DType::f32})
-            if (backward_shared_bytes(dtype, dim, max_rel_pos_row_backward(dtype, dim)) > kLeastSharedBytes)
-                return false;
-    return true;
-}
-static_assert(rows_fit_backward(), "backward_shared_bytes");
 
 static constexpr bool queries_fit() {
     for (int dim : kAttentionDims)

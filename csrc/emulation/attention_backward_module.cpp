@@ -55,15 +55,6 @@ void add_attention_backward_kernels(py::module_ &m) {
               if (const char *const reason = cuda::pooling_attention_backward(p, scratch.data(), &seed))
                   throw std::runtime_error(reason);
           });
-    // (query tiles, key tiles, parts, tiles of a part, bytes of scratch memory) with all gradients asked for.
-    m.def("attention_backward_plan", [](const std::array<int64_t, 5> &sizes, const std::array<int64_t, 3> &grid_k) {
-        const bool rel_pos = grid_k[0] > 0;
-        const AttentionBackwardProblem p =
-            problem_of("bfloat16", false, sizes, {{{1, {}}, {1, {}}, {1, {}}, {rel_pos, {}}}}, grid_k, 1, true, "all",
-                       1, {1, {}}, 0, {1, 1, 1, rel_pos});
-        const AttentionBackwardPlan plan = attention_backward_plan(p);
-        return std::array<int64_t, 5>{plan.query_tiles, plan.key_tiles, plan.parts, plan.part_tiles, plan.total_bytes};
-    });
     m.def("max_backward_rel_pos_row", [](const std::string &dtype, int64_t head_dim, int64_t shared_bytes) {
         return max_backward_rel_pos_row(dtype_of(dtype), head_dim, shared_bytes);
     });

@@ -11,4 +11,5 @@ PYBIND11_MODULE(mvit_emulation, m) {
     mvit::emulation::add_attention_backward_kernels(m);
     mvit::emulation::add_token_kernels(m);
     mvit::emulation::add_token_backward_kernels(m);
+    mvit::emulation::add_plans(m);
 }

@@ -13,5 +13,6 @@ void add_shared_memory(pybind11::module_ &m);
 void add_attention_backward_kernels(pybind11::module_ &m);
 void add_token_kernels(pybind11::module_ &m);
 void add_token_backward_kernels(pybind11::module_ &m);
+void add_plans(pybind11::module_ &m);
 
 } // namespace mvit::emulation

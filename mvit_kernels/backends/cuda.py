@@ -31,11 +31,15 @@ def max_taps(mode: str) -> int:
     return 176 if mode == "conv" else 65536
 
 
+MAX_ROWS_WITH_GRADIENT = ({48: 96, 64: 80, 80: 64, 96: 64, 128: 32}, {48: 114, 64: 90, 80: 66, 96: 42, 128: 26})
+"""Entries of a row by the largest head dim, of 16-bit numbers and of float32."""
+
+
 def max_row(dtype: torch.dtype, head_dim: int, needs_grad: bool) -> int:
     """Entries of a row of relative position."""
     if needs_grad:
-        narrow, wide = (64, 32) if dtype != torch.float32 else (42, 26)
-        return narrow if head_dim <= 96 else wide
+        rows = MAX_ROWS_WITH_GRADIENT[dtype == torch.float32]
+        return rows[next(dim for dim in rows if min(head_dim, MAX_HEAD_DIM) <= dim)]
     return 190 if dtype != torch.float32 else 150 if head_dim <= 96 else 95
 
 

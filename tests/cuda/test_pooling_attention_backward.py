@@ -131,7 +131,8 @@ def test_gradients_match_float64_at_every_tail_of_a_query_tile(emulation, num_q)
 @pytest.mark.parametrize("rel_pos", [False, True])
 def test_gradients_of_many_queries_are_summed_in_parts(emulation, rel_pos) -> None:
     case = AttentionCase((1, 1, 1087), (1, 3, 6), batch=1, heads=2, head_dim=16, rel_pos=rel_pos)
-    assert emulation.attention_backward_plan((1, 2, case.num_q, case.num_k, 16), case.grid_k)[2] == 2
+    sizes = (1, 2, case.num_q, case.num_k, 16)
+    assert emulation.plan_of_attention_backward("bfloat16", sizes, case.grid_k)["parts"] == 2
     problem = Problem(case, torch.bfloat16)
     problem.check(problem.run(emulation))
 
@@ -199,42 +200,6 @@ def test_a_query_without_any_key_has_nan_as_in_eager(emulation) -> None:
     problem.reference()
     for name, kernel, eager in zip(NAMES, problem.run(emulation), problem.eager, strict=True):
         assert torch.equal(kernel.isnan(), eager.isnan()), name
-
-
-@pytest.mark.parametrize(
-    ("batch", "heads", "num_q", "num_k", "parts"),
-    [
-        (1, 1, 25089, 393, 44),  # MViTv1-B and MViTv2-S, block 0
-        (8, 1, 25089, 393, 10),
-        (1, 2, 6273, 393, 11),
-        (1, 4, 1569, 393, 3),
-        (1, 8, 393, 393, 1),
-        (8, 8, 393, 393, 1),
-        (64, 1, 3136, 49, 6),  # images
-    ],
-)
-def test_few_keys_and_many_queries_fill_the_chip(emulation, batch, heads, num_q, num_k, parts) -> None:
-    query_tiles, _, found, part_tiles, scratch = emulation.attention_backward_plan(
-        (batch, heads, num_q, num_k, 96), (8, 7, 7)
-    )
-    assert found == parts
-    assert (found - 1) * part_tiles < query_tiles <= found * part_tiles, "each part has queries, none is left out"
-    assert parts == 1 or part_tiles >= 8
-    q_bytes, kv_bytes = (2 * batch * heads * n * 96 for n in (num_q, num_k))
-    assert scratch < 0.75 * q_bytes + 4 * (parts > 1) * parts * kv_bytes + (1 << 16)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "rows"),
-    [
-        ("bfloat16", {48: 96, 64: 80, 72: 64, 80: 64, 96: 64, 128: 32}),
-        ("float32", {48: 114, 64: 90, 72: 66, 80: 66, 96: 42, 128: 26}),
-    ],
-)
-def test_published_rows_of_rel_pos_fit_the_shared_memory_of_every_gpu(emulation, dtype, rows) -> None:
-    """sm_86, sm_89 and sm_120 have the least. Published rows have 14 to 40 entries, with head dims up to 96."""
-    for head_dim, entries in rows.items():
-        assert emulation.max_backward_rel_pos_row(dtype, head_dim, 99 << 10) == entries
 
 
 def test_room_past_the_last_key_counts_for_nothing_where_all_scores_are_low(emulation) -> None:
