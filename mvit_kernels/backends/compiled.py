@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..problem import Grid, Pool, stored_eps
+from ..tracing import constant_in_graphs
 from .base import Backend
 
 
-@torch.compiler.assume_constant_result  # torch.compile can't trace the setting; it guards it
+@constant_in_graphs  # torch.compile can't trace the setting; it guards it
 def tf32_allowed() -> bool:
     """Whether PyTorch's products of float32 matrices may round to TF32.
 

@@ -16,6 +16,7 @@ from ..problem import (
     Problem,
     QkvPoolProblem,
 )
+from ..tracing import constant_in_graphs
 from . import query_pooling_model
 from .compiled import CompiledBackend, tf32_allowed
 
@@ -49,7 +50,7 @@ MAX_QUERY_ROW = 48
 """Entries of a row of relative position there: kMaxProductEntries of csrc/common/attention_tiles.h."""
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
+@constant_in_graphs  # torch.compile calls it once, while tracing
 def multiprocessors() -> int:
     """Of the current GPU."""
     return torch.cuda.get_device_properties().multi_processor_count

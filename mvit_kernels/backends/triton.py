@@ -23,6 +23,7 @@ from ..problem import (
     Problem,
     RelPosProblem,
 )
+from ..tracing import constant_in_graphs
 from .compiled import CompiledBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -57,7 +58,7 @@ def interpret_on_cpu() -> Iterator[None]:
         _interpreting.reset(token)
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
+@constant_in_graphs
 def cannot_compile() -> str | None:
     """Why Triton can't compile a kernel in this process, or None. Found once; asks no driver and compiles nothing."""
     return _cannot_compile()

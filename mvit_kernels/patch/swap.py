@@ -13,6 +13,7 @@ from typing import Any
 import torch.fx
 from torch import nn
 
+from ..tracing import constant_in_graphs
 from .adapter import Adapter, NotCovered, find_adapter
 
 
@@ -98,7 +99,7 @@ def _new(host: type[nn.Module]) -> nn.Module:
 _WARNED: set[tuple[str, str]] = set()
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing
+@constant_in_graphs
 def _warn(name: str, reason: str) -> None:
     """Once per reason: a layer has changed since it was accelerated, or is asked for what a fused one does not have."""
     if (name, reason) not in _WARNED:

@@ -73,19 +73,31 @@ def test_what_is_not_installed_is_not_found(cmake, cpu_package, tmp_path, wanted
     assert (reason or "") in " ".join(done.stderr.split())
 
 
-def test_the_cuda_example_builds_against_the_installed_package_and_runs_where_there_is_a_gpu(cmake, tmp_path) -> None:
-    """As PTX alone, which a GPU's driver compiles: the assembler takes most of nvcc's time."""
+@pytest.fixture(scope="module")
+def toolchain() -> cuda_toolchain.Toolchain:
     try:
-        toolchain = cuda_toolchain.find_toolchain(Path(torch.__file__).parent)
+        return cuda_toolchain.find_toolchain(Path(torch.__file__).parent)
     except cuda_toolchain.NoToolchain as reason:
         pytest.skip(f"the CUDA kernels are not compiled: {reason}")
+
+
+def configure_cuda(cmake: str, toolchain: cuda_toolchain.Toolchain, source: Path, tree: Path) -> None:
+    """As PTX alone, which the driver of a GPU compiles: the assembler takes most of nvcc's time."""
+    settings = {
+        "MVIT_TORCH": "OFF",
+        "MVIT_NVCC": toolchain.nvcc,
+        "MVIT_CUDA_INCLUDE": ";".join(map(str, toolchain.include)),
+        "MVIT_CUDA_ARCHITECTURES": "80+PTX",
+    }
+    options = [f"-D{name}={value}" for name, value in settings.items()]
+    run(cmake, "-G", "Ninja", "-S", source / "csrc" / "cuda", "-B", tree, *options)
+
+
+def test_the_cuda_example_builds_against_the_installed_package_and_runs_where_there_is_a_gpu(
+    cmake, toolchain, tmp_path
+) -> None:
     tree, prefix, example = ROOT / "build" / "cuda-cpp", tmp_path / "prefix", tmp_path / "example"
-    configure = [
-        *(cmake, "-G", "Ninja", "-S", ROOT / "csrc" / "cuda", "-B", tree, "-DMVIT_TORCH=OFF"),
-        *(f"-DMVIT_NVCC={toolchain.nvcc}", "-DMVIT_CUDA_ARCHITECTURES=80+PTX"),
-        f"-DMVIT_CUDA_INCLUDE={';'.join(map(str, toolchain.include))}",
-    ]
-    run(*configure)
+    configure_cuda(cmake, toolchain, ROOT, tree)
     run(cmake, "--build", tree, "--parallel", "2", "--target", "mvit_kernels_cuda_static")
     run(cmake, "--install", tree, "--component", "cpp", "--prefix", prefix)
     build_examples(
@@ -97,3 +109,18 @@ def test_the_cuda_example_builds_against_the_installed_package_and_runs_where_th
         assert "largest error" in run(example / "attention_cuda")
     else:
         assert re.fullmatch(r"no CUDA device: .+\n", run(example / "attention_cuda", status=77))
+
+
+def test_the_same_sources_give_the_same_cuda_objects_in_any_folder(cmake, toolchain, tmp_path) -> None:
+    objects = [f"objects/{name}.o" for name in ("launchers", "attention_grad_sum_f32")]
+    found = []
+    for folder in (tmp_path / "one", tmp_path / "the_other"):
+        for name in ("csrc/common", "csrc/cuda", "cmake"):
+            shutil.copytree(ROOT / name, folder / name)
+        (folder / "mvit_kernels").mkdir()
+        shutil.copy(ROOT / "mvit_kernels" / "__init__.py", folder / "mvit_kernels")
+        tree = folder / "build" / folder.name
+        configure_cuda(cmake, toolchain, folder, tree)
+        run(cmake, "--build", tree, *(word for name in objects for word in ("--target", name)))
+        found.append([(tree / name).read_bytes() for name in objects])
+    assert found[0] == found[1]
