@@ -6,7 +6,6 @@ backend and adapter takes its shape arithmetic from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +24,6 @@ def _x(grid: Grid) -> str:
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def stored_eps(norm_eps: Sequence[float | None]) -> list[float]:
-    """LayerNorm eps per branch as the ops over lists take it: -1 where a branch has no norm."""
-    return [-1.0 if eps is None else eps for eps in norm_eps]
 
 
 def tokens(thw: Grid) -> int:

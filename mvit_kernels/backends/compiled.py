@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..problem import Grid, Pool, stored_eps
+from ..op_arguments import flat, stored, stored_eps
+from ..problem import Grid, Pool
 from ..tracing import constant_in_graphs
 from .base import Backend
 
@@ -72,13 +73,13 @@ class CompiledBackend(Backend):
     ) -> list[Tensor]:
         return self.ops.qkv_pool3d_norm(
             list(x),
-            _flat(thw),
+            flat(thw),
             has_cls,
             [p.mode for p in pool],
-            _flat([p.kernel for p in pool]),
-            _flat([p.stride for p in pool]),
-            _flat([p.padding for p in pool]),
-            *(_present(parameters, x[0]) for parameters in (weight, norm_weight, norm_bias)),
+            flat(p.kernel for p in pool),
+            flat(p.stride for p in pool),
+            flat(p.padding for p in pool),
+            *(stored(parameters, x[0]) for parameters in (weight, norm_weight, norm_bias)),
             stored_eps(norm_eps),
         )
 
@@ -146,12 +147,3 @@ class CompiledBackend(Backend):
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, dtype: torch.dtype
     ) -> Tensor:
         return torch.ops.mvit_kernels.layer_norm(x, weight, bias, eps, dtype)
-
-
-def _flat(grids: Sequence[Grid]) -> list[int]:
-    return [n for grid in grids for n in grid]
-
-
-def _present(parameters: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """A list as the op takes it: a tensor without elements where a branch has no such parameter."""
-    return [like.new_empty(0) if parameter is None else parameter for parameter in parameters]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import select
+from ..op_arguments import grid3
 from ..problem import RelPosProblem
 from . import checks
 from .contract import (
@@ -20,7 +21,6 @@ from .contract import (
     register_fake,
     register_not_differentiable,
 )
-from .pool3d_norm import grid3
 
 define(
     "decomposed_rel_pos(Tensor q, SymInt[] grid_q, SymInt[] grid_k, bool has_cls, "

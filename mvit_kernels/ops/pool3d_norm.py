@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import select
+from ..op_arguments import grid3
 from ..problem import Grid, Pool, PoolProblem, tokens
 from . import checks
 from .contract import define, recomputed_gradients, register_autograd, register_fake
@@ -111,11 +112,6 @@ def _fake(
     norm_eps: float | None,
 ) -> Tensor:
     return empty_output(x, grid3(thw), has_cls, Pool(mode, grid3(kernel), grid3(stride), grid3(padding)))
-
-
-def grid3(values: Sequence[int]) -> Grid:
-    t, h, w = values
-    return t, h, w
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..problem import Grid, Pool, stored_eps
+from ..op_arguments import flat, stored, stored_eps
+from ..problem import Grid, Pool
 from .contract import define, present, register_fake, register_not_differentiable
 
 define(
@@ -76,23 +77,19 @@ def pool_gradients(
     if not active:
         return found
 
-    def of_active(grids: Sequence[Grid]) -> list[int]:
-        return [n for i in active for n in grids[i]]
-
+    geometry = [pool[i] for i in active]
     like = by_branch[0][0]
     assert like is not None
-    x, *parameters = (
-        [like.new_empty(0) if (value := by_branch[i][which]) is None else value for i in active] for which in range(4)
-    )
+    x, *parameters = (stored([by_branch[i][which] for i in active], like) for which in range(4))
     gradients = ops.qkv_pool3d_norm_backward(
         [grad[i] for i in active],
         x,
-        of_active(thw),
+        flat(thw[i] for i in active),
         has_cls,
-        [pool[i].mode for i in active],
-        of_active([p.kernel for p in pool]),
-        of_active([p.stride for p in pool]),
-        of_active([p.padding for p in pool]),
+        [p.mode for p in geometry],
+        flat(p.kernel for p in geometry),
+        flat(p.stride for p in geometry),
+        flat(p.padding for p in geometry),
         *parameters,
         stored_eps([norm_eps[i] for i in active]),
         [needed for i in active for needed in needs[i]],

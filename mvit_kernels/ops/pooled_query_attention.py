@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..backends import select
+from ..op_arguments import grid3
 from ..problem import AttentionProblem, Pool, PooledQueryProblem, tokens
 from . import checks
 from .contract import define, register_autograd, register_fake
-from .pool3d_norm import check_branch, grid3
+from .pool3d_norm import check_branch
 from .pooling_attention import check_keys, check_options
 
 define(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import select
+from ..op_arguments import grid3
 from ..problem import RESIDUALS, AttentionProblem
 from . import checks
 from .contract import (
@@ -21,7 +22,6 @@ from .contract import (
     register_fake,
     register_not_differentiable,
 )
-from .pool3d_norm import grid3
 
 define(
     "pooling_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_pos, SymInt[] grid_k, float scale, bool has_cls, "

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import select
-from ..problem import Grid, Pool, QkvPoolProblem
+from ..op_arguments import given, given_eps, grids, pools
+from ..problem import Pool, QkvPoolProblem
 from . import checks
 from .contract import define, recomputed_gradients, register_autograd, register_fake
-from .pool3d_norm import check_branch, empty_output, grid3
+from .pool3d_norm import check_branch, empty_output
 from .pool_backward import pool_gradients
 
-# In a list an absent parameter is a tensor without elements, an absent norm_eps is -1: autograd does not reach
-# into Tensor?[], and AOTInductor does not store float?[].
 define(
     "qkv_pool3d_norm(Tensor[] x, SymInt[] thw, bool has_cls, str[] mode, int[] kernel, int[] stride, int[] padding, "
     "Tensor[] weight, Tensor[] norm_weight, Tensor[] norm_bias, float[] norm_eps) -> Tensor[]"
@@ -83,14 +82,6 @@ def qkv_pool3d_norm(
     )
 
 
-def _grids(flat: Sequence[int]) -> list[Grid]:
-    return [grid3(flat[i : i + 3]) for i in range(0, len(flat), 3)]
-
-
-def _pools(mode: Sequence[str], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[Pool]:
-    return [Pool(*geometry) for geometry in zip(mode, _grids(kernel), _grids(stride), _grids(padding), strict=True)]
-
-
 @register_fake("qkv_pool3d_norm")
 def _fake(
     x: Sequence[Tensor],
@@ -105,16 +96,16 @@ def _fake(
     norm_bias: Sequence[Tensor],
     norm_eps: Sequence[float],
 ) -> list[Tensor]:
-    pools = _pools(mode, kernel, stride, padding)
-    return [empty_output(x_, grid, has_cls, pool) for x_, grid, pool in zip(x, _grids(thw), pools, strict=True)]
+    branches = zip(x, grids(thw), pools(mode, kernel, stride, padding), strict=True)
+    return [empty_output(x_, grid, has_cls, pool) for x_, grid, pool in branches]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, thw, has_cls, mode, kernel, stride, padding, weight, norm_weight, norm_bias, norm_eps = inputs
     ctx.save_for_backward(*x, *weight, *norm_weight, *norm_bias)
     ctx.set_materialize_grads(False)
-    ctx.thw, ctx.has_cls, ctx.norm_eps = _grids(thw), has_cls, [None if eps < 0 else eps for eps in norm_eps]
-    ctx.pool = _pools(mode, kernel, stride, padding)
+    ctx.thw, ctx.has_cls, ctx.norm_eps = grids(thw), has_cls, given_eps(norm_eps)
+    ctx.pool = pools(mode, kernel, stride, padding)
 
 
 def _backward(ctx: Any, grad: list[Tensor | None]) -> tuple[list[Tensor | None] | None, ...]:
@@ -132,7 +123,7 @@ def _differentiable_gradients(ctx: Any, grad: list[Tensor | None]) -> list[Tenso
     n = len(ctx.pool)
 
     def forward(*tensors: Tensor) -> list[Tensor]:
-        present = [tensor if tensor.numel() else None for tensor in tensors[n:]]
+        present = given(tensors[n:])
         return reference.qkv_pool3d_norm(
             tensors[:n],
             ctx.thw,

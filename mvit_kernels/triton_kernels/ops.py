@@ -12,29 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..op_arguments import given, given_eps, grids, pools
 from ..ops.contract import LIBRARIES
-from ..problem import Grid, Pool
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 LIBRARY = LIBRARIES["mvit_kernels_triton"]
-
-
-def _grids(flat: Sequence[int]) -> list[Grid]:
-    return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]
-
-
-def _pools(mode: Sequence[str], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[Pool]:
-    return [Pool(*geometry) for geometry in zip(mode, _grids(kernel), _grids(stride), _grids(padding), strict=True)]
-
-
-def _present(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    return [parameter if parameter.numel() else None for parameter in parameters]
-
-
-def _eps(stored: Sequence[float]) -> list[float | None]:
-    """-1 stands for no norm."""
-    return [None if eps < 0 else eps for eps in stored]
 
 
 def _pool3d_norm(
@@ -52,8 +35,8 @@ def _pool3d_norm(
 ) -> Tensor:
     from . import run_pool
 
-    pools = _pools([mode], kernel, stride, padding)
-    return run_pool.forward([x], _grids(thw), has_cls, pools, [weight], [norm_weight], [norm_bias], [norm_eps])[0]
+    pool = pools([mode], kernel, stride, padding)
+    return run_pool.forward([x], grids(thw), has_cls, pool, [weight], [norm_weight], [norm_bias], [norm_eps])[0]
 
 
 def _qkv_pool3d_norm(
@@ -71,8 +54,10 @@ def _qkv_pool3d_norm(
 ) -> list[Tensor]:
     from . import run_pool
 
-    parameters = (_present(weight), _present(norm_weight), _present(norm_bias))
-    return run_pool.forward(x, _grids(thw), has_cls, _pools(mode, kernel, stride, padding), *parameters, _eps(norm_eps))
+    parameters = (given(weight), given(norm_weight), given(norm_bias))
+    return run_pool.forward(
+        x, grids(thw), has_cls, pools(mode, kernel, stride, padding), *parameters, given_eps(norm_eps)
+    )
 
 
 def _qkv_pool3d_norm_backward(
@@ -92,9 +77,9 @@ def _qkv_pool3d_norm_backward(
 ) -> list[Tensor]:
     from . import run_pool
 
-    pools = _pools(mode, kernel, stride, padding)
-    parameters = (_present(weight), _present(norm_weight), _present(norm_bias))
-    return run_pool.backward(grad, x, _grids(thw), has_cls, pools, *parameters, _eps(norm_eps), needs)
+    pool = pools(mode, kernel, stride, padding)
+    parameters = (given(weight), given(norm_weight), given(norm_bias))
+    return run_pool.backward(grad, x, grids(thw), has_cls, pool, *parameters, given_eps(norm_eps), needs)
 
 
 def _pooling_attention(*args: Any) -> tuple[Tensor, Tensor]:
