@@ -104,6 +104,9 @@ FAMILIES = {
     ),
     "pool3d_norm_backward_inputs": Family((_TYPES,), "pool3d_norm_backward_inputs", "PoolTransposedPlan", 168, 63),
     "pool3d_norm_backward_input_strips": Family((_TYPES,), "pool3d_norm_backward_inputs", "PoolBackwardPlan", 128, 42),
+    "pool3d_norm_backward_weight_tiles": Family(
+        (_TYPES,), "pool3d_norm_backward_weight_tiles", "PoolBackwardPlan", 168, 75
+    ),
     "pool3d_norm_backward_weight": Family((_TYPES,), "pool3d_norm_backward_sums", "PoolBackwardPlan", 144, 12),
     "pool3d_norm_backward_parameters": Family((_TYPES,), "pool3d_norm_backward_sums", "PoolBackwardPlan", 64, 4),
     "decomposed_rel_pos": Family((_TYPES,), "decomposed_rel_pos", "RelPosProblem", 64, 0),

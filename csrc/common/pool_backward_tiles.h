@@ -1,6 +1,6 @@
 // How the CUDA backward of pool3d_norm divides a problem, and where its scratch memory lies.
 //
-// Four steps, each over all branches, the first two with a kernel for tiles and one for strips:
+// Four steps, each over all branches, the first three with a kernel for tiles and one for other windows:
 //   outputs     dy, the gradient before the norm; the winning taps of a maximum; sums for the norm's parameters
 //   inputs      the gradient of x, gathered from dy
 //   weight      sums of x * dy per tap
@@ -23,9 +23,10 @@ struct PoolBackwardBranch {
     bool makes_winners; // of a maximum
     bool sums_norm;
     PoolTiling tiling; // of the outputs
-    int64_t output_tiles, output_strips, input_strips, weight_blocks, parameter_blocks;
+    PoolTiling weight_tiling;
+    int64_t output_tiles, output_strips, input_strips, weight_tile_blocks, weight_blocks, parameter_blocks;
     int64_t weight_groups;          // heads with a weight of their own
-    int64_t weight_parts, of_group; // parts of the lines of outputs of a group; those
+    int64_t weight_parts, of_group; // parts of the tiles, or of the lines of outputs, of a group; those
     void *dy;                       // [batch * head][token][D], x's dtype
     uint16_t *winners;              // as dy, the tap
     float *norm_sums;               // [output block][2][D]: of norm_weight, norm_bias
@@ -60,6 +61,45 @@ static constexpr int64_t pool_input_strips(const PoolProblem &p, const PoolBranc
 static constexpr bool pool_transposes(const PoolBranch &b) {
     return pool_fits_tiles(b) && b.mode == PoolMode::conv && volume(b.stride) == 1 && b.padding.t < b.kernel.t &&
            b.padding.h < 3 && b.padding.w < 3;
+}
+
+// Shared memory of the weight's gradient by tiles: two frames of inputs, and the frames of dy that a frame of inputs
+// meets and one more; at its end 9 taps of two channels of each thread.
+static constexpr int64_t pool_weight_dy_bytes(const PoolProblem &p, const PoolTiling &of) {
+    return of.lines * kPoolTileWidth * min(p.head_dim, kPoolChannels) * int64_t(size_of(p.dtype));
+}
+static constexpr int64_t pool_weight_tile_bytes(const PoolProblem &p, const PoolTiling &of) {
+    return max(2 * of.frame_bytes + (of.frames + 1) * pool_weight_dy_bytes(p, of), kPoolTileThreads * 18 * 4);
+}
+
+// Tiles of the weight's gradient. A block takes one after the other and keeps its sums, so there need be no more blocks
+// than run at once on a large GPU.
+static constexpr PoolTiling pool_weight_tiling(const PoolProblem &p, const PoolBranch &b) {
+    PoolTiling of = pool_tiling(p, b);
+    if (of.tiles == 0)
+        return of;
+    for (int64_t most = of.lines;; --most) {
+        of.tiles_h = ceil_div(b.out_grid.h, most);
+        of.lines = int(ceil_div(b.out_grid.h, of.tiles_h));
+        of.frame_bytes = pool_tile_extent(of.lines, of.step) * pool_tile_extent(kPoolTileWidth, of.step) *
+                         min(p.head_dim, kPoolChannels) * int64_t(size_of(p.dtype));
+        of.shared_bytes = pool_weight_tile_bytes(p, of);
+        if (of.shared_bytes <= kPoolTileBytes || most == 1)
+            break;
+    }
+    of.tiles = p.batch * p.heads * pool_slices(p) * of.tiles_h * of.tiles_w;
+    // As in pool_plan: the fewest frames in turn, a tile taking the time of about two to begin.
+    int64_t best = 1, least = 0;
+    for (int64_t runs = 1; runs <= b.out_grid.t; ++runs) {
+        const int64_t run = ceil_div(b.out_grid.t, runs), tiles = of.tiles * ceil_div(b.out_grid.t, run);
+        const int64_t cost = ceil_div(tiles, kPoolTileSlots) * (run + of.frames + 1);
+        if (runs == 1 || cost < least)
+            best = runs, least = cost;
+    }
+    of.run = int(ceil_div(b.out_grid.t, best));
+    of.runs = ceil_div(b.out_grid.t, of.run);
+    of.blocks = of.tiles * of.runs;
+    return of;
 }
 
 // Only sizes where scratch is null.
@@ -99,11 +139,20 @@ static inline PoolBackwardPlan pool_backward_plan(const PoolBackwardProblem &pro
             of.input_strips = heads * slices * ceil_div(pool_input_strips(p, b), kPoolGroups * kPoolPasses);
         of.weight_groups = b.per_head_weight ? p.heads : 1;
         if (g.weight.data) {
-            of.of_group = heads / max(1, of.weight_groups) * b.out_grid.t * b.out_grid.h;
-            const int64_t blocks = of.weight_groups * slices * pool_tap_lines(b);
-            const int64_t most = min(of.of_group, ceil_div(of.of_group * b.out_grid.w, kPoolWeightTokens));
-            of.weight_parts = min(ceil_div(kPoolWeightBlocks, max(1, blocks)), most); // 0 of an empty batch
-            of.weight_blocks = blocks * of.weight_parts;
+            const int64_t of_group = heads / max(1, of.weight_groups); // batch * head with one filter
+            of.weight_tiling = b.mode == PoolMode::conv ? pool_weight_tiling(p, b) : PoolTiling{};
+            if (pool_fits_tiles(b) && volume(b.out_grid)) {
+                const int64_t columns = of.weight_groups * slices;
+                of.of_group = of_group * pool_tiles_of_head(of.weight_tiling);
+                of.weight_parts = min(ceil_div(kPoolTileSlots, max(1, columns)), of.of_group);
+                of.weight_tile_blocks = columns * of.weight_parts;
+            } else {
+                of.of_group = of_group * b.out_grid.t * b.out_grid.h;
+                const int64_t blocks = of.weight_groups * slices * pool_tap_lines(b);
+                const int64_t most = min(of.of_group, ceil_div(of.of_group * b.out_grid.w, kPoolWeightTokens));
+                of.weight_parts = min(ceil_div(kPoolWeightBlocks, max(1, blocks)), most); // 0 of an empty batch
+                of.weight_blocks = blocks * of.weight_parts;
+            }
             of.weight_sums =
                 static_cast<float *>(take(of.weight_groups * of.weight_parts * volume(b.kernel) * p.head_dim * 4));
         }

@@ -66,6 +66,8 @@ Bytes shared_bytes(const std::string &dtype, bool tf32, const std::array<int64_t
             add("pool3d_norm_backward_inputs", transposed.plan.tiling[i].shared_bytes);
         if (plan.branch[i].input_strips)
             add("pool3d_norm_backward_input_strips", pool_strip_shared_bytes(b));
+        if (plan.branch[i].weight_tile_blocks)
+            add("pool3d_norm_backward_weight_tiles", plan.branch[i].weight_tiling.shared_bytes);
         if (plan.branch[i].weight_blocks)
             add("pool3d_norm_backward_weight", kPoolWeightSharedBytes);
         if (plan.branch[i].parameter_blocks)

@@ -72,7 +72,11 @@ py::dict pool3d_norm_backward_plan(const std::string &dtype, int64_t batch, int6
         d["outputs"] = of.output_tiles + of.output_strips;
         d["inputs"] = transposed.plan.tiling[i].blocks + of.input_strips;
         d["weight"] = of.weight_blocks;
-        d["shared_bytes"] = max(pool_output_tile_bytes(of.tiling), pool_output_strip_bytes(p.forward.branch[i]));
+        d["weight_tiles"] = of.weight_tile_blocks;
+        d["tiles"] = pool_tiles_of_head(of.weight_tiling);
+        d["weight_reads"] = pool_tokens_read(p.forward.branch[i], of.weight_tiling);
+        d["shared_bytes"] = max(max(pool_output_tile_bytes(of.tiling), pool_output_strip_bytes(p.forward.branch[i])),
+                                of.weight_tiling.shared_bytes);
         d["parameters"] = of.parameter_blocks;
         d["parts"] = of.weight_parts;
         of_branches.append(d);

@@ -44,6 +44,7 @@ KERNELS = [
     "pool3d_norm_backward_output_strips<f32>",
     "pool3d_norm_backward_inputs<bf16>",
     "pool3d_norm_backward_input_strips<bf16>",
+    "pool3d_norm_backward_weight_tiles<f32>",
     "pool3d_norm_backward_weight<f32>",
     "pool3d_norm_backward_parameters<bf16>",
     "decomposed_rel_pos<bf16>",
