@@ -7,8 +7,6 @@
 
 #include <initializer_list>
 
-#include <initializer_list>
-
 namespace mvit {
 
 // The shared memory a block may have on every architecture from sm_80 on: that of sm_86, sm_89 and sm_120.

@@ -50,7 +50,8 @@ def reason_to_pool_before(problem: PooledQueryProblem, multiprocessors: int) -> 
     attention = problem.attention
     blocks = attention.batch * attention.heads * -(-attention.num_q // queries_of_block(attention.head_dim))
     if blocks < 2 * multiprocessors:
-        return f"{blocks} blocks of queries are too few for {multiprocessors} multiprocessors, two each (model)"
+        # Not how many there are: a text that names a symbolic batch would make torch.compile compile for each.
+        return f"fewer than two blocks of queries for each of {multiprocessors} multiprocessors (model)"
     saved, again = bytes_saved(problem), bytes_read_again(problem)
     if saved * CACHE <= again:
         return f"it saves {saved} bytes a query and reads {again} again from a cache, 1 to {CACHE} (model)"

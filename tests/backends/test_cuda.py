@@ -212,7 +212,7 @@ def test_model_of_query_pooling_wants_full_multiprocessors_and_fewer_bytes() -> 
         )
 
     assert why("mvit_v2_s_16x4", 4, batch=8) is None
-    few = "52 blocks of queries are too few for 132 multiprocessors, two each (model)"
+    few = "fewer than two blocks of queries for each of 132 multiprocessors (model)"
     assert why("mvit_v2_s_16x4", 4, batch=1) == few
     assert why("mvit_v2_s_16x4", 4, batch=1, multiprocessors=26) is None
     # A window of stride 2 is read again more; without relative position there is less to save.

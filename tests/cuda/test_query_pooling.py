@@ -283,7 +283,7 @@ def test_automatic_choice_follows_the_model_and_explain_says_why(monkeypatch: py
     model, x = Model(), tokens_of(V2, grid_for(V2), torch.float16)
     monkeypatch.setattr(cuda, "multiprocessors", lambda: 108)
     text = str(mvit_kernels.explain_model(model, x))
-    assert "attn\n  q is pooled before attention, not in it: 4 blocks of queries are too few for 108" in text
+    assert "attn\n  q is pooled before attention, not in it: fewer than two blocks of queries for each of 108" in text
     assert "pooled_query_attention" not in text
     monkeypatch.setattr(cuda, "multiprocessors", lambda: 2)
     text = str(mvit_kernels.explain_model(model, x))
@@ -325,6 +325,24 @@ def test_a_compiled_layer_has_no_graph_break_and_holds_the_fused_op() -> None:
         compiled = torch.compile(lambda x: layer(x, grid)[0], backend=count, fullgraph=True)
         torch.testing.assert_close(compiled(x), expected)
     assert len(graphs) == 1 and "pooled_query_attention" in graphs[0]
+
+
+def test_a_dynamic_batch_compiles_once_on_each_side_of_the_models_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "multiprocessors", lambda: 30)  # two blocks each, of which a sample has 4
+    grid = grid_for(V2)
+    layer = layer_like(V2, grid).to(DEVICE, torch.float16)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append("pooled_query_attention" in graph.code)
+        return graph
+
+    with torch.no_grad():
+        compiled = torch.compile(lambda x: layer(x, grid)[0], backend=count, fullgraph=True, dynamic=True)
+        for batch in (11, 13, 17, 19):  # unlike every other size, or it would share their symbol
+            x = tokens_of(V2, grid, torch.float16).expand(batch, -1, -1).contiguous()
+            torch.testing.assert_close(compiled(x), layer(x, grid)[0])
+    assert graphs == [False, True]
 
 
 def test_an_unknown_way_is_named_with_the_known_ones() -> None:
