@@ -58,7 +58,11 @@ def low_precision(cases: list[AttentionCase]) -> list[tuple[AttentionCase, torch
     ids=str,
 )
 def test_attention_matches_float64(case: AttentionCase, dtype: torch.dtype, backend, poisoned_memory) -> None:
-    inputs = case.inputs(Guarded(), dtype)
+    check_attention(case, dtype)
+
+
+def check_attention(case: AttentionCase, dtype: torch.dtype, device: str = "cpu") -> None:
+    inputs = case.inputs(Guarded(device=device), dtype)
     out = ops.pooling_attention(**inputs, **case.options)
     assert out.isfinite().all()
     sample = torch.randperm(case.num_q, generator=torch.Generator().manual_seed(0))[:SAMPLED_QUERIES].sort().values
@@ -75,7 +79,11 @@ def test_attention_matches_float64(case: AttentionCase, dtype: torch.dtype, back
 
 @pytest.mark.parametrize("case", pool_cases(), ids=str)
 def test_pooling_matches_float64(case: PoolCase, backend, poisoned_memory) -> None:
-    inputs = case.inputs(Guarded(), torch.float32)
+    check_pooling(case, torch.float32)
+
+
+def check_pooling(case: PoolCase, dtype: torch.dtype, device: str = "cpu") -> None:
+    inputs = case.inputs(Guarded(device=device), dtype)
     x = inputs.pop("x")
     out = ops.pool3d_norm(x, case.thw, case.pool, **inputs, **case.options)
     assert out.isfinite().all()
