@@ -98,7 +98,9 @@ def test_the_cuda_example_builds_against_the_installed_package_and_runs_where_th
 ) -> None:
     tree, prefix, example = ROOT / "build" / "cuda-cpp", tmp_path / "prefix", tmp_path / "example"
     configure_cuda(cmake, toolchain, ROOT, tree)
-    run(cmake, "--build", tree, "--parallel", "2", "--target", "mvit_kernels_cuda_static")
+    build = (cmake, "--build", tree, "--parallel", "2", "--target", "mvit_kernels_cuda_static")
+    run(*build)
+    assert "no work to do" in run(*build), "what has not changed is compiled again"
     run(cmake, "--install", tree, "--component", "cpp", "--prefix", prefix)
     build_examples(
         cmake, prefix, example, f"-DCUDAToolkit_ROOT={toolchain.nvcc.parents[1]}", f"-DCUDA_CUDART={toolchain.runtime}"
