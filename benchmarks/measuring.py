@@ -280,10 +280,13 @@ def _failures(peer: str | Callable[[], str]) -> Iterator[None]:
         raise Failure(_name(peer), "unavailable", str(error)) from None
     except NotImplementedError as error:  # what the implementation itself refuses: FlexAttention's backward on a CPU
         raise Failure(_name(peer), "unavailable", one_line(error)) from None
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise Failure(_name(peer), "too large", one_line(error)) from None
     except Exception as error:  # another project's code may fail in any way; the row says how
-        raise Failure(_name(peer), "failed", one_line(error)) from None
+        raise Failure(_name(peer), "too large" if _out_of_memory(error) else "failed", one_line(error)) from None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch has a type of its own for a GPU's memory alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _name(peer: str | Callable[[], str]) -> str:

@@ -60,6 +60,10 @@ def fail() -> None:
     raise RuntimeError("gave up in the middle")
 
 
+def take_all_memory() -> None:
+    torch.empty(1 << 50)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 

@@ -108,6 +108,13 @@ def test_what_is_missing_or_fails_is_a_row_with_the_reason_and_the_others_are_me
     }
 
 
+def test_memory_that_runs_out_in_the_middle_is_a_row_and_the_others_are_measured():
+    made = fakes.subject(sdpa=fakes.later(fakes.take_all_memory, 3), cpu=fakes.right)
+    rows = measured(made, "sdpa", "cpu")
+    assert [rows[peer].status for peer in ("eager", "sdpa", "cpu")] == ["measured", "too large", "measured"]
+    assert "can't allocate memory" in rows["sdpa"].reason
+
+
 def test_without_eager_there_is_nothing_to_compare_with():
     made = fakes.subject(cpu=fakes.right)
     made.makers = {**made.makers, "eager": fakes.broken}
