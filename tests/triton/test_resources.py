@@ -30,7 +30,7 @@ for case in matrix.cases_of([layer], [getattr(torch, dtype)]):
             print(json.dumps({**asdict(report), **more}))
 """
 
-V2_S, V2_L, IMAGE = "mvit_v2_s_16x4", "mvit_v2_l_40x3", "mvit_v2_b"
+V2_S, V2_L, IMAGE, L_IMAGE = "mvit_v2_s_16x4", "mvit_v2_l_40x3", "mvit_v2_b", "mvit_v2_l"
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,9 @@ V2_S, V2_L, IMAGE = "mvit_v2_s_16x4", "mvit_v2_l_40x3", "mvit_v2_b"
         ("gfx9", V2_S, 1, 0, "pool,attention,rel_pos", "bfloat16"),
         ("sm90", IMAGE, 2, 0, "attention", "bfloat16"),
         ("sm80", V2_L, 2, 0, "attention", "float16"),
+        ("sm100", L_IMAGE, 2, 0, "attention", "float16"),
         ("sm80", V2_S, 1, 0, "pool,attention,rel_pos", "float32"),
-        ("sm90", V2_S, 1, 0, "attention", "float32"),
+        ("sm120", V2_S, 1, 0, "attention", "float32"),
         ("sm120", V2_S, 1, 128, "attention", "bfloat16"),
     ],
 )

@@ -10,13 +10,13 @@ from mvit_kernels.triton_kernels.launch import Launch
 from tests.numerics import Guarded
 from tests.ops import test_backward as backward
 from tests.ops.attention_cases import AttentionCase
-from tests.triton.conftest import DEVICE
+from tests.triton.conftest import DEVICE, DTYPES
 from tests.triton.test_backward import check
 
 TAILS = [(64, 97), (64, 108), (64, 113), (64, 128), (128, 33), (128, 177), (128, 200), (128, 225), (128, 256)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("block_n", "num_k"), TAILS)
 def test_attention_matches_float64_at_every_tail_of_a_wide_tile(block_n, num_k, dtype, monkeypatch, poisoned_memory):
     monkeypatch.setattr(run_attention, "matrix_kernel", lambda *_: Launch(16, block_n, 4, 1))
