@@ -6,10 +6,9 @@
 //     for each panel, for each chunk of kChunk inputs (a slice that stays in cache while all rows pass):
 //       kLinearRows rows x kPanel outputs in registers; one row element is broadcast per step, read in place
 //       sums of chunks are added up in a tile, which keeps the rounding of a long sum that of its parts
-//     behind the last chunk bias, activation and residual on the tile, rounded once
+//     behind the last chunk bias and residual, from the registers, or an activation on the tile; rounded once
 //   bfloat16           with AVX512-BF16: a step is a pair of inputs (vdpbf16ps); elsewhere, and for float16, rows of
-//   the
-//                      block are widened to float32 first
+//                      the block are widened to float32 first
 // Work: 2 * rows * in * out FLOP. Traffic from memory: x and y once per task, packed weights once per block of rows.
 #include "cpu/gelu.h"
 #include "cpu/level.h"
@@ -22,12 +21,6 @@
 namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
 namespace {
 
-#if defined(__AVX512BF16__)
-constexpr bool kHasDotBf16 = true;
-#else
-constexpr bool kHasDotBf16 = false;
-#endif
-
 #if defined(__AVX512F__)
 constexpr int kLinearRows = 12;
 #else
@@ -38,23 +31,8 @@ constexpr int64_t kNarrowChunk = 16;        // the same where a panel is not ful
 constexpr int64_t kBlockBytes = 256 * 1024; // rows of a task
 constexpr int64_t kAliasBytes = 1024;       // rows this far apart share a few sets of the first-level cache
 
-// How products of storage type S are made. A word is what one step takes from a row: an element, or a pair of bfloat16.
-template <class S> struct Steps {
-    using T = accumulator<S>;
-    static constexpr bool pairs = kHasDotBf16 && std::is_same_v<S, bf16>;
-    static constexpr bool in_place = pairs || std::is_same_v<S, T>; // rows need no widening
-    static constexpr int64_t per_word = pairs ? 2 : 1;
-};
-
-template <class S> MVIT_INLINE void multiply_add(vec<accumulator<S>> &sum, vec<accumulator<S>> w, accumulator<S> x) {
-#if defined(__AVX512BF16__)
-    if constexpr (Steps<S>::pairs) {
-        sum = _mm512_dpbf16_ps(sum, bits_as<__m512bh>(w), bits_as<__m512bh>(_mm512_set1_ps(x)));
-        return;
-    }
-#endif
-    sum += w * x;
-}
+// A step takes a word from a row: an element, or a pair of bfloat16 (pairs.h).
+template <class S> constexpr bool kPairs = kPair<S> == 2;
 
 // ---- Packing ----
 
@@ -62,11 +40,15 @@ template <class S> MVIT_INLINE void multiply_add(vec<accumulator<S>> &sum, vec<a
 template <class S, class W> MVIT_INLINE vec<accumulator<S>> load_words(const W *p, int64_t n) {
     using T = accumulator<S>;
     constexpr int L = lanes<T>;
-    if constexpr (Steps<S>::pairs) {
-        if constexpr (std::is_same_v<W, bf16>) {
-            if (n >= 2 * L)
+    if constexpr (kPairs<S>) {
+#if defined(__AVX512BF16__)
+        if (n >= 2 * L) {
+            if constexpr (std::is_same_v<W, bf16>)
                 return load(reinterpret_cast<const float *>(p));
+            else
+                return round_both(load(p), load(p + L));
         }
+#endif
         struct {
             halves half[2];
         } both = {};
@@ -86,8 +68,8 @@ template <class S, class W>
 void pack_panel_from_rows(const W *from, int64_t stride, int64_t outputs, int64_t in, accumulator<S> *to) {
     using T = accumulator<S>;
     constexpr int L = lanes<T>;
-    constexpr int64_t step = L * Steps<S>::per_word; // inputs of a square block
-    const int64_t words = ceil_div(in, Steps<S>::per_word);
+    constexpr int64_t step = L * kPair<S>; // inputs of a square block
+    const int64_t words = ceil_div(in, kPair<S>);
     for (int64_t first = 0; first < kPanel<T>; first += L)
         for (int64_t k = 0, word = 0; k < in; k += step, word += L) {
             vec<T> block[L];
@@ -109,14 +91,14 @@ void pack_panel_from_columns(const W *from, int64_t stride, int64_t outputs, int
         const W *const p = from + first;
         const int64_t n = outputs - first;
         if (n < 1) {
-            for (int64_t k = 0; k < ceil_div(in, Steps<S>::per_word); ++k)
+            for (int64_t k = 0; k < ceil_div(in, kPair<S>); ++k)
                 store(to + k * kPanel<T> + first, vec<T>{});
             continue;
         }
-        if constexpr (Steps<S>::pairs) {
+        if constexpr (kPairs<S>) {
             for (int64_t k = 0; k < in; k += 2) {
                 const auto bits = [&](int64_t row) {
-                    return __builtin_convertvector(narrow(bf16{}, load_first(p + row * stride, n)), uvec<T>);
+                    return zero_extend(narrow(bf16{}, load_first(p + row * stride, n)));
                 };
                 const uvec<T> low = bits(k), high = k + 1 < in ? bits(k + 1) : uvec<T>{};
                 store(to + k / 2 * kPanel<T> + first, bits_as<vec<T>>(low | high << 16));
@@ -132,21 +114,19 @@ void pack_panel_from_columns(const W *from, int64_t stride, int64_t outputs, int
 template <class S>
 void copy_rows(const S *from, int64_t from_stride, int64_t rows, int64_t in, accumulator<S> *to, int64_t stride) {
     using T = accumulator<S>;
-    constexpr int64_t step = lanes<T> * Steps<S>::per_word;
+    constexpr int64_t step = lanes<T> * kPair<S>;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t k = 0; k < in; k += step)
-            store(to + r * stride + k / Steps<S>::per_word, load_words<S>(from + r * from_stride + k, in - k));
+            store(to + r * stride + k / kPair<S>, load_words<S>(from + r * from_stride + k, in - k));
 }
 
 // ---- The product ----
 
-// tile[r][0 .. kPanel) (+)= sum over steps of x[r][step] * panel[step][...]
-template <class S, int R>
-void product_block(const accumulator<S> *x, int64_t stride, const accumulator<S> *panel, int64_t steps, bool add,
-                   accumulator<S> *tile) {
-    using T = accumulator<S>;
-    constexpr int L = lanes<T>, V = kPanelVectors;
-    vec<T> acc[R][V];
+// acc[r][0 .. kPanel) = sum over steps of x[r][step] * panel[step][...]
+template <class S, int R, class T = accumulator<S>>
+MVIT_INLINE void multiply_panel(const T *x, int64_t stride, const T *panel, int64_t steps,
+                                vec<T> (&acc)[R][kPanelVectors]) {
+    constexpr int V = kPanelVectors;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -162,7 +142,7 @@ void product_block(const accumulator<S> *x, int64_t stride, const accumulator<S>
         vec<T> w[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-            w[v] = load(panel + v * L);
+            w[v] = load(panel + v * lanes<T>);
             keep_vector<T>(w[v]);
         }
 #pragma GCC unroll 16
@@ -178,18 +158,67 @@ void product_block(const accumulator<S> *x, int64_t stride, const accumulator<S>
             keep_pointer(group[g]);
         }
     }
-    if (add) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v)
-                acc[r][v] += load(tile + r * kPanel<T> + v * L);
-    }
+}
+
+template <class T, int R> MVIT_INLINE void add_tile(vec<T> (&acc)[R][kPanelVectors], const T *tile) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-            store(tile + r * kPanel<T> + v * L, acc[r][v]);
+        for (int v = 0; v < kPanelVectors; ++v)
+            acc[r][v] += load(tile + r * kPanel<T> + v * lanes<T>);
+}
+
+// tile[r][0 .. kPanel) (+)= sum over steps of x[r][step] * panel[step][...]
+template <class S, int R>
+void product_block(const accumulator<S> *x, int64_t stride, const accumulator<S> *panel, int64_t steps, bool add,
+                   accumulator<S> *tile) {
+    using T = accumulator<S>;
+    vec<T> acc[R][kPanelVectors];
+    multiply_panel<S>(x, stride, panel, steps, acc);
+    if (add)
+        add_tile<T>(acc, tile);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v)
+            store(tile + r * kPanel<T> + v * lanes<T>, acc[r][v]);
+}
+
+// A whole row of a panel.
+template <class O, class T> MVIT_INLINE void store_panel(O *y, const vec<T> (&row)[kPanelVectors]) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<O, bf16> && kPanelVectors == 2)
+        return store(reinterpret_cast<float *>(y), round_both(row[0], row[1]));
+#endif
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v)
+        store(y + v * lanes<T>, row[v]);
+}
+
+// What most of the results of a layer without an activation take, from the registers into y: the last chunk of
+// kLinearRows rows and a whole panel, bias and residual added.
+template <class S, class O, bool kResidual>
+void finish_block(const accumulator<S> *x, int64_t stride, const accumulator<S> *panel, int64_t steps,
+                  const accumulator<S> *tile, const accumulator<S> *bias, const O *residual, int64_t residual_stride,
+                  O *y, int64_t y_stride) {
+    using T = accumulator<S>;
+    vec<T> acc[kLinearRows][kPanelVectors], b[kPanelVectors];
+    multiply_panel<S>(x, stride, panel, steps, acc);
+    if (tile)
+        add_tile<T>(acc, tile);
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v)
+        b[v] = load(bias + v * lanes<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < kLinearRows; ++r, residual += residual_stride, y += y_stride) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v) {
+            acc[r][v] += b[v];
+            if constexpr (kResidual)
+                acc[r][v] += load(residual + v * lanes<T>);
+        }
+        store_panel<O, T>(y, acc[r]);
+    }
 }
 
 // Bias, activation and residual on a tile of `rows` x `outputs`; kWhole where these are all of a panel.
@@ -201,21 +230,22 @@ void finish_rows(const T *tile, int64_t rows, int64_t outputs, const T *bias, co
     for (int v = 0; v < kPanelVectors; ++v)
         b[v] = load(bias + v * L);
     for (int64_t r = 0; r < rows; ++r, tile += kPanel<T>, residual += residual_stride, y += y_stride) {
+        vec<T> row[kPanelVectors];
 #pragma GCC unroll 4
         for (int v = 0; v < kPanelVectors; ++v) {
             const int64_t n = outputs - v * L;
             if (!kWhole && n < 1)
                 break;
-            vec<T> value = load(tile + v * L) + b[v];
+            row[v] = load(tile + v * L) + b[v];
             if constexpr (kGelu)
-                value = gelu(value);
+                row[v] = gelu<sizeof(O) == 2>(row[v]);
             if constexpr (kResidual)
-                value += kWhole ? load(residual + v * L) : load_first(residual + v * L, n);
-            if constexpr (kWhole)
-                store(y + v * L, value);
-            else
-                store_first(y + v * L, value, n);
+                row[v] += kWhole ? load(residual + v * L) : load_first(residual + v * L, n);
+            if constexpr (!kWhole)
+                store_first(y + v * L, row[v], n);
         }
+        if constexpr (kWhole)
+            store_panel<O, T>(y, row);
     }
 }
 
@@ -250,11 +280,12 @@ template <class S> struct Plan {
 template <class S> Plan<S> make_plan(const LinearProblem &p, int64_t threads, Arena &arena) {
     using T = accumulator<S>;
     Plan<S> plan;
-    plan.words = ceil_div(p.in, Steps<S>::per_word);
+    plan.words = ceil_div(p.in, kPair<S>);
     plan.panels = ceil_div(p.out, kPanel<T>);
-    plan.stride = p.x_stride / Steps<S>::per_word;
-    plan.copies = !Steps<S>::in_place || p.in % Steps<S>::per_word || p.x_stride % Steps<S>::per_word ||
-                  plan.stride * int64_t(sizeof(T)) % kAliasBytes == 0;
+    plan.stride = p.x_stride / kPair<S>;
+    const bool widens = sizeof(S) < sizeof(T) && !kPairs<S>;
+    plan.copies =
+        widens || p.in % kPair<S> || p.x_stride % kPair<S> || plan.stride * int64_t(sizeof(T)) % kAliasBytes == 0;
     if (plan.copies) {
         plan.stride = round_up(plan.words, lanes<T>) + lanes<T>;
         if (plan.stride * int64_t(sizeof(T)) % kAliasBytes == 0)
@@ -312,20 +343,28 @@ template <class S, class O> void multiply(const LinearProblem &p, const Plan<S> 
                 p.residual ? static_cast<const O *>(p.residual) + first_row * p.residual_stride + column : nullptr;
             O *const y = static_cast<O *>(p.y) + first_row * p.out + column;
             const int64_t chunks = ceil_div(plan.words, p.out < kPanel<T> ? kNarrowChunk : kChunk);
+            const bool direct = p.activation == Activation::none && p.out - column >= kPanel<T>;
             for (int64_t chunk = 0; chunk < chunks; ++chunk) {
                 const int64_t step = plan.words * chunk / chunks;
                 const int64_t steps = plan.words * (chunk + 1) / chunks - step;
+                const bool last = chunk == chunks - 1;
                 for (int64_t r = 0; r < rows; r += kLinearRows) {
                     const int64_t count = min(kLinearRows, rows - r);
+                    const T *const from = x + r * plan.stride + step, *const part = packed + step * kPanel<T>;
                     T *const sums = tile + r * kPanel<T>;
-                    with_constant<kLinearRows>(count, [&](auto n) {
-                        product_block<S, n>(x + r * plan.stride + step, plan.stride, packed + step * kPanel<T>, steps,
-                                            chunk > 0, sums);
-                    });
-                    if (chunk == chunks - 1)
+                    const O *const residual_row = residual ? residual + r * p.residual_stride : nullptr;
+                    O *const y_row = y + r * p.out;
+                    if (last && direct && count == kLinearRows) {
+                        const auto finish = residual ? finish_block<S, O, true> : finish_block<S, O, false>;
+                        finish(from, plan.stride, part, steps, chunk > 0 ? sums : nullptr, plan.bias + column,
+                               residual_row, p.residual_stride, y_row, p.out);
+                        continue;
+                    }
+                    with_constant<kLinearRows>(
+                        count, [&](auto n) { product_block<S, n>(from, plan.stride, part, steps, chunk > 0, sums); });
+                    if (last)
                         finish_tile<O>(sums, count, min(kPanel<T>, p.out - column), plan.bias + column, p.activation,
-                                       residual ? residual + r * p.residual_stride : nullptr, p.residual_stride,
-                                       y + r * p.out, p.out);
+                                       residual_row, p.residual_stride, y_row, p.out);
                 }
             }
         }

@@ -28,8 +28,10 @@ template <class S> MVIT_INLINE void multiply_add(vec<accumulator<S>> &acc, vec<a
 }
 
 #if defined(__AVX512BF16__)
-// Rounded to nearest even; a subnormal result may be zero.
-MVIT_INLINE halves round_to_bf16(vec<float> x) { return bits_as<halves>(_mm512_cvtneps_pbh(x)); }
+// Lanes of low, then of high, rounded.
+MVIT_INLINE vec<float> round_both(vec<float> low, vec<float> high) {
+    return bits_as<vec<float>>(_mm512_cvtne2ps_pbh(high, low));
+}
 
 MVIT_INLINE vec<float> load_pairs(const bf16 *p, int64_t n) { // n >= 1 elements, at most two per lane
     return bits_as<vec<float>>(_mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p));
@@ -37,8 +39,7 @@ MVIT_INLINE vec<float> load_pairs(const bf16 *p, int64_t n) { // n >= 1 elements
 
 // Lane i: element i of low, then of high.
 MVIT_INLINE vec<float> interleave(halves low, halves high) {
-    return bits_as<vec<float>>(__builtin_convertvector(low, uvec<float>) | __builtin_convertvector(high, uvec<float>)
-                                                                               << 16);
+    return bits_as<vec<float>>(zero_extend(low) | zero_extend(high) << 16);
 }
 #endif
 

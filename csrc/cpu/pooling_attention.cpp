@@ -5,35 +5,23 @@
 //   task       up to 48 queries of one (batch, head), in blocks of R = kRows; keys in tiles of at most kKeyTile
 //   S          R x (P vectors of keys) in registers, one broadcast of q and one load of k per FMA group; the bias of
 //              the rel-pos row is added and the running maximum taken on the way out, into L1
-//   softmax    in L1: exp(S - max), row sums; rescaling of O only from the second key tile on
+//   softmax    in L1: exp(S - max), row sums; rescaling of O only where a maximum rises
 //   O += P v   a few rows x a few vectors of D in registers, key chunks small enough that v stays in L1 for all R rows
 //   bfloat16   with AVX512-BF16 both products take pairs: of the head dim in S, of keys in P v, P rounded to bfloat16
 //   epilogue   / sum, + q (residual pooling), one rounding, store as (B, Nq, H, D)
 //
 // Work per (batch, head): 4*Nq*Nk*D FLOP; traffic Nq*D elements in and out, and 2*Nk*D per 48 queries out of L2.
 #include "cpu/level.h"
-#include "cpu/pairs.h"
 #include "cpu/parallel.h"
+#include "cpu/products.h"
 
 namespace mvit::cpu::MVIT_CPU_LEVEL_NAME {
 namespace {
 
-// Register blocks: kRows x kPanelVectors sums of S, and kValueRows x kValueVectors of O.
-#if defined(__AVX512F__)
-constexpr int kRows = 12, kPanelVectors = 2, kValueRows = 4, kValueVectors = 6;
-#elif defined(__AVX2__)
-constexpr int kRows = 6, kPanelVectors = 2, kValueRows = 6, kValueVectors = 2;
-#elif defined(__aarch64__)
-constexpr int kRows = 4, kPanelVectors = 4, kValueRows = 4, kValueVectors = 4;
-#else
-constexpr int kRows = 4, kPanelVectors = 2, kValueRows = 4, kValueVectors = 2;
-#endif
 constexpr int64_t kTaskRows = 48;
 constexpr int64_t kKeyTile = 512;   // S of one block is at most kRows * kKeyTile elements: half of L1
 constexpr int64_t kValueChunk = 64; // keys whose v stays in L1 while all rows of a block use it
 
-template <class T> constexpr int64_t kPanel = kPanelVectors * lanes<T>; // keys per panel
-template <class T> constexpr int64_t kQueryLanes = ceil_div(kRows, lanes<T>) * lanes<T>;
 template <class T> constexpr int64_t kScoreStride = kKeyTile + lanes<T>; // a bias row ends in a whole vector
 
 template <class T> struct Plan {
@@ -48,7 +36,7 @@ template <class T> struct Plan {
     int64_t workers;
 
     // Per worker.
-    T *q_panels;          // [blocks_per_task][pack_dim][kQueryLanes]
+    T *q_panels;          // [blocks_per_task][pack_dim][kRowLanes]
     T *scores;            // [kRows][kScoreStride]
     T *sums;              // O before the division: [blocks_per_task * kRows][padded D]
     T *row_max, *row_sum; // [blocks_per_task * kRows]
@@ -84,7 +72,7 @@ template <class S> Plan<accumulator<S>> plan(const AttentionProblem &a, int64_t 
 
     const int64_t rows = p.blocks_per_task * kRows;
     const int64_t before = arena.used();
-    p.q_panels = arena.take<T>(p.blocks_per_task * p.pack_dim * kQueryLanes<T>);
+    p.q_panels = arena.take<T>(p.blocks_per_task * p.pack_dim * kRowLanes<T>);
     p.scores = arena.take<T>(kRows * kScoreStride<T>);
     p.sums = arena.take<T>(rows * p.padded_dim);
     p.row_max = arena.take<T>(rows);
@@ -111,7 +99,7 @@ void scores_block(const T *q, const T *k, int64_t pack_dim, T scale, T *s, vec<T
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
             acc[r][v] = vec<T>{};
-    for (int64_t d = 0; d < pack_dim; ++d, q += kQueryLanes<T>, k += kPanel<T>) {
+    for (int64_t d = 0; d < pack_dim; ++d, q += kRowLanes<T>, k += kPanel<T>) {
         vec<T> keys[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
@@ -155,43 +143,6 @@ void scores_block(const T *q, const T *k, int64_t pack_dim, T scale, T *s, vec<T
     }
 }
 
-// sums[r][0 .. V vectors) += sum over keys of p[r][key] * v[key][...], a chunk at a time: the rounding of a long row of
-// keys grows with the number of chunks and of keys in one, not with their product.
-template <class S, int R, int V, class T = accumulator<S>>
-void values_block(const T *p, const T *v, int64_t value_stride, int64_t pack_keys, T *sums, int64_t sums_stride) {
-    constexpr int W = lanes<T>;
-    vec<T> acc[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < V; ++c)
-            acc[r][c] = vec<T>{};
-    for (int64_t key = 0; key < pack_keys; ++key, ++p, v += value_stride) {
-        vec<T> values[V];
-#pragma GCC unroll 8
-        for (int c = 0; c < V; ++c)
-            values[c] = load(v + c * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int c = 0; c < V; ++c)
-                multiply_add<S>(acc[r][c], values[c], p[r * kScoreStride<T>]);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < V; ++c)
-            store(sums + r * sums_stride + c * W, load(sums + r * sums_stride + c * W) + acc[r][c]);
-}
-
-// Calls f with the constant n, 1 <= n <= N.
-template <int N, class F> MVIT_INLINE void with_constant(int64_t n, const F &f) {
-    if constexpr (N > 1)
-        if (n < N)
-            return with_constant<N - 1>(n, f);
-    f(std::integral_constant<int, N>{});
-}
-
 template <class S, int R, bool kBias, class T = accumulator<S>>
 void all_scores(const T *q, const T *k, int64_t pack_dim, T scale, int64_t keys, T *s, vec<T> *row_max) {
     constexpr int W = lanes<T>;
@@ -206,23 +157,13 @@ void all_scores(const T *q, const T *k, int64_t pack_dim, T scale, int64_t keys,
     }
 }
 
+// A chunk of keys at a time: the rounding of a long row of keys grows with the number of chunks and of keys in one, not
+// with their product.
 template <class S, int R, class T = accumulator<S>>
 void all_values(const T *p, const T *v, int64_t value_stride, int64_t keys, T *sums, int64_t padded_dim) {
-    constexpr int W = lanes<T>;
-    constexpr int kGroup = R < kValueRows ? R : kValueRows;
-    static_assert(R % kGroup == 0);
-    const int64_t vectors = padded_dim / W, column_blocks = ceil_div(vectors, kValueVectors);
     for (int64_t key = 0; key < keys; key += kValueChunk)
-        for (int64_t block = 0; block < column_blocks; ++block) {
-            const int64_t c = vectors * block / column_blocks, count = vectors * (block + 1) / column_blocks - c;
-            with_constant<kValueVectors>(count, [&](auto constant) {
-                for (int r = 0; r < R; r += kGroup)
-                    values_block<S, kGroup, constant>(p + r * kScoreStride<T> + key / kPair<S>,
-                                                      v + key / kPair<S> * value_stride + c * W, value_stride,
-                                                      ceil_div(min(kValueChunk, keys - key), kPair<S>),
-                                                      sums + r * padded_dim + c * W, padded_dim);
-            });
-        }
+        rows_product<S>(p + key / kPair<S>, kScoreStride<T>, R, v + key / kPair<S> * value_stride, value_stride,
+                        ceil_div(min(kValueChunk, keys - key), kPair<S>), sums, padded_dim, padded_dim);
 }
 
 // ---- Bias ----
@@ -290,35 +231,53 @@ template <class T> struct Block {
     T *q_panel, *sums, *row_max, *row_sum;
 };
 
-// P of keys from `key` on, in the beginning of a row of S: never beyond what has been read.
-template <class S> MVIT_INLINE void store_probabilities(accumulator<S> *s, int64_t key, vec<accumulator<S>> p) {
-#if defined(__AVX512BF16__)
-    if constexpr (kPair<S> == 2)
-        return store_halves(s + key / 2, round_to_bf16(p));
-#endif
-    store(s + key, p);
+// P = exp(S - subtract) in the beginning of a row of S, never beyond what has been read; gives the row's sum. With
+// pairs P is rounded, and the sum is that of P before.
+template <class S, class T = accumulator<S>> T exponentiate_row(T *s, int64_t keys, T subtract) {
+    constexpr int W = lanes<T>;
+    constexpr bool pairs = kPair<S> == 2;
+    const auto power = [&](int64_t key) __attribute__((always_inline)) {
+        return exp_nonpositive<T, pairs>(load(s + key) - subtract);
+    };
+    vec<T> sum = {}, other = {};
+    int64_t key = 0;
+    for (; key + W < keys; key += 2 * W) {
+        const vec<T> first = power(key), second = power(key + W);
+        sum += first;
+        other += second;
+        if constexpr (pairs) {
+            store(s + key / 2, round_both(first, second));
+        } else {
+            store(s + key, first);
+            store(s + key + W, second);
+        }
+    }
+    if (key < keys) {
+        const vec<T> last = power(key);
+        sum += last;
+        if constexpr (pairs)
+            store_halves(s + key / 2, narrow(bf16{}, last));
+        else
+            store(s + key, last);
+    }
+    return sum_lanes<T>(sum + other);
 }
 
-// The first `keys` of S are turned into P = exp(S - max), O and the row sum rescaled where the maximum grew.
+// The first `keys` of S are turned into P, O and the row sum rescaled where the maximum grew.
 template <class S, class T = accumulator<S>>
 void softmax_tile(const Block<T> &block, T *s, const vec<T> *tile_max, int64_t keys, int64_t padded_dim) {
-    constexpr int W = lanes<T>;
+    constexpr T kNone = -__builtin_huge_valf();
     for (int64_t r = 0; r < block.rows; ++r, s += kScoreStride<T>) {
         const T before = block.row_max[r], tile = max_lanes<T>(tile_max[r]);
         const T now = tile > before ? tile : before;
-        // With all scores -inf so far there is nothing to subtract: exp(-inf - 0) is 0. If that stays so, O is 0 / 0.
-        const T subtract = now == -__builtin_huge_valf() ? T(0) : now;
-        vec<T> sum = {};
-        for (int64_t key = 0; key < keys; key += W) {
-            const vec<T> e = exp_nonpositive<T>(load(s + key) - subtract);
-            store_probabilities<S>(s, key, e);
-            sum += e;
-        }
-        const T rescale = exp(before - subtract);
-        if (now != before)
-            for (int64_t c = 0; c < padded_dim; c += W)
+        if (now != before && before != kNone) {
+            const T rescale = exp_nonpositive<T>(broadcast<T>(before - now))[0];
+            for (int64_t c = 0; c < padded_dim; c += lanes<T>)
                 store(block.sums + r * padded_dim + c, load(block.sums + r * padded_dim + c) * rescale);
-        block.row_sum[r] = block.row_sum[r] * rescale + sum_lanes<T>(sum);
+            block.row_sum[r] *= rescale;
+        }
+        // With all scores -inf so far there is nothing to subtract: exp(-inf - 0) is 0. If that stays so, O is 0 / 0.
+        block.row_sum[r] += exponentiate_row<S>(s, keys, now == kNone ? T(0) : now);
         block.row_max[r] = now;
     }
 }
@@ -367,7 +326,7 @@ template <class S> const S *q_row(const AttentionProblem &a, int64_t batch, int6
 template <class S> void begin_block(const Plan<accumulator<S>> &p, const Block<accumulator<S>> &block) {
     using T = accumulator<S>;
     pack_product_panel(q_row<S>(p.a, block.batch, block.head, block.query), p.a.q_stride_n, block.rows, p.a.head_dim,
-                       T(p.a.scale), block.q_panel, kQueryLanes<T>);
+                       T(p.a.scale), block.q_panel, kRowLanes<T>);
     for (int64_t r = 0; r < kRows; ++r) {
         block.row_max[r] = -__builtin_huge_valf();
         block.row_sum[r] = 0;
@@ -412,7 +371,7 @@ template <class S> void run_task(const Plan<accumulator<S>> &p, int64_t task, in
             block.head = head % a.heads;
             block.query = (first + i) * kRows;
             block.rows = min(kRows, a.queries - block.query);
-            block.q_panel = of_worker(p, p.q_panels, worker) + buffer * p.pack_dim * kQueryLanes<T>;
+            block.q_panel = of_worker(p, p.q_panels, worker) + buffer * p.pack_dim * kRowLanes<T>;
             block.sums = of_worker(p, p.sums, worker) + buffer * kRows * p.padded_dim;
             block.row_max = of_worker(p, p.row_max, worker) + buffer * kRows;
             block.row_sum = of_worker(p, p.row_sum, worker) + buffer * kRows;

@@ -324,7 +324,7 @@ void first_pass(const Plan<T> &p, int64_t rows, int64_t panel, const Keys<T> &ke
         T *const scores = row_of(p, b.p, panel, r);
         vec<T> sums = load(b.sums + r * W), products = load(b.products + r * W);
         for (int64_t i = 0; i < vectors; ++i) {
-            vec<T> e = exp_nonpositive<T>(load(scores + i * W) - b.lse[r]);
+            vec<T> e = exp_nonpositive<T, kPair<S> == 2>(load(scores + i * W) - b.lse[r]);
             if (i == vectors - 1)
                 e = last ? e : vec<T>{};
             store(scores + i * W, e);
@@ -360,13 +360,13 @@ void round_pairs(const Plan<float> &p, int64_t rows, int64_t r, int64_t panel, i
         halves weight[2] = {}, ds[2] = {};
         for (int64_t j = 0; j < min(2, rows - r); ++j) {
             const vec<float> normal = load(probabilities + j * P + i) * b.inverse[r + j];
-            weight[j] = round_to_bf16(normal);
+            weight[j] = narrow(bf16{}, normal);
             if (!p.needs_ds)
                 continue;
             vec<float> d = normal * (load(gradients + j * P + i) - b.delta[r + j]);
             if (left - i < W)
                 d = first_lanes<float>(int(left - i)) ? d : vec<float>{};
-            ds[j] = round_to_bf16(d);
+            ds[j] = narrow(bf16{}, d);
             store_halves(b.key_pairs_ds + ((r + j) * P + i) / 2, ds[j]);
             if (p.g.rel_pos)
                 store(b.lines + (r + j) * b.line_stride + panel * P + i, d);

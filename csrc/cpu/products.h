@@ -1,4 +1,4 @@
-// The three matrix products of the backward kernels, blocked for the register file.
+// The matrix products of the attention kernels, blocked for the register file.
 //
 //   panel     lanes = keys: rows of the head dim with a panel of keys, both transposed by pack_panel
 //   rows      lanes = head dim: sums over keys, each key's row of the head dim weighted by one number per row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class Backend(ABC):
     def reasons(self, problem: Problem) -> list[str]:
         """Everything against running `problem` on this backend here and now; empty if it can."""
         return [*self.reasons_here(), *self.reasons_not_supported(problem)]
+
+    def can_run(self, problem: Problem) -> bool:
+        """Whether there is nothing against it; looks no further than the first reason."""
+        return next(chain(self.reasons_not_supported(problem), self.reasons_here()), None) is None
 
     def unavailable(self) -> str | None:
         """Why this backend can't run anything in this process, or None."""

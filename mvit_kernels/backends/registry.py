@@ -147,7 +147,7 @@ def _explicit(name: str, problem: Problem) -> Backend:
 
 def _automatic(problem: Problem) -> Backend:
     for backend in _BACKENDS.values():
-        if not backend.reasons(problem):
+        if backend.can_run(problem):
             return backend
     raise UnsupportedError(explain(problem))
 
