@@ -120,7 +120,7 @@ def peek(problem: Problem) -> Backend | None:
     """The backend that would run `problem`, None where none can; no decision is made or recorded."""
     name = _chosen.get() or _FROM_ENVIRONMENT
     for backend in _BACKENDS.values() if name is None else [get(name)]:
-        if not backend.reasons(problem):
+        if backend.can_run(problem):
             return backend
     return None
 
