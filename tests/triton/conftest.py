@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
 from mvit_kernels import backends
 from mvit_kernels.backends.triton import interpret_on_cpu
+from mvit_kernels.triton_kernels import tuned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -43,3 +45,12 @@ def one_interpreter_thread() -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of the user's launch table, in a cache folder of the test's own; not there yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tuned.rows.cache_clear()
+    yield tmp_path / "mvit_kernels" / "triton_launch_table.json"
+    tuned.rows.cache_clear()

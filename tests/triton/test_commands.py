@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,14 +16,6 @@ from mvit_kernels.models import layer_shapes
 from mvit_kernels.triton_kernels import device, launch, matrix, tuned, tuning
 from mvit_kernels.triton_kernels.launch import Launch
 from tests.triton.conftest import DEVICE
-
-
-@pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tuned.rows.cache_clear()
-    yield tmp_path / "mvit_kernels" / "triton_launch_table.json"
-    tuned.rows.cache_clear()
 
 
 def test_tune_writes_the_fastest_launch_of_every_kernel_and_key_count(table, monkeypatch, capsys) -> None:

@@ -14,15 +14,6 @@ from hypothesis import strategies as st
 from mvit_kernels.triton_kernels import blocks, launch, launch_table, tuned, tuning
 from mvit_kernels.triton_kernels.launch import Launch
 
-
-@pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tuned.rows.cache_clear()
-    yield tmp_path / "mvit_kernels" / "triton_launch_table.json"
-    tuned.rows.cache_clear()
-
-
 ROW = ("sm90", "forward", "half", 96, 393, 64, 64, 4, 3)
 
 
