@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -101,19 +101,21 @@ def select(problem: Problem) -> Backend:
     backend = _explicit(name, problem) if name is not None else _automatic(problem)
     log = _recorder.get()
     if log is not None:
-        passed_over = [] if name is not None else _passed_over(problem, backend)
-        log.append(Decision(_layer.get(), problem, backend.name, (*passed_over, *backend.notes(problem))))
+        log.append(Decision(_layer.get(), problem, backend.name, tuple(_notes(problem, backend))))
     return backend
 
 
-def _passed_over(problem: Problem, chosen: Backend) -> list[str]:
-    """Why the backends before the chosen one, of those for this type of device, can't run `problem`."""
-    before = list(_BACKENDS.values())[: backend_names().index(chosen.name)]
-    return [
-        f"not {backend.name}: {'; '.join(backend.reasons(problem))}"
-        for backend in before
-        if backend.serves(problem.device)
-    ]
+def _notes(problem: Problem, chosen: Backend) -> list[str]:
+    """Why no backend before the chosen one, where one serves this type of device; what the chosen one tells."""
+    before: list[Backend] = []
+    if (_chosen.get() or _FROM_ENVIRONMENT) is None:
+        names = backend_names()
+        before = [get(name) for name in names[: names.index(chosen.name)]]
+    return [*_against(problem, (b for b in before if b.serves(problem.device))), *chosen.notes(problem)]
+
+
+def _against(problem: Problem, candidates: Iterable[Backend]) -> list[str]:
+    return [f"not {backend.name}: {'; '.join(backend.reasons(problem))}" for backend in candidates]
 
 
 def peek(problem: Problem) -> Backend | None:
@@ -181,15 +183,12 @@ def label(name: str) -> str:
 
 def describe_choice(problem: Problem) -> str:
     """The backend that would run `problem`, with the reasons that kept faster ones away from it."""
-    name = _chosen.get() or _FROM_ENVIRONMENT
-    passed_over: list[str] = []
-    for backend in _BACKENDS.values() if name is None else [get(name)]:
-        reasons = backend.reasons(problem)
-        if not reasons:
-            notes = [*passed_over, *backend.notes(problem)]
-            return label(backend.name) + (f" [{'; '.join(notes)}]" if notes else "")
-        passed_over.append(f"not {backend.name}: {'; '.join(reasons)}")
-    return f"no backend [{'; '.join(passed_over)}]"
+    backend = peek(problem)
+    if backend is None:
+        name = _chosen.get() or _FROM_ENVIRONMENT
+        return f"no backend [{'; '.join(_against(problem, _BACKENDS.values() if name is None else [get(name)]))}]"
+    notes = _notes(problem, backend)
+    return label(backend.name) + (f" [{'; '.join(notes)}]" if notes else "")
 
 
 def explain(problem: Problem) -> str:

@@ -133,3 +133,15 @@ def test_another_thread_does_not_see_the_choice(picky) -> None:
 
     with use_backend("picky"), ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: registry.select(PROBLEM).name).result() == "eager"
+
+
+def test_a_choice_says_why_not_another_backend_for_this_device(picky) -> None:
+    assert backends.describe_choice(PROBLEM) == "eager [not picky: heads 2: 1]"
+    with use_backend("picky"):
+        assert backends.describe_choice(PROBLEM) == "no backend [not picky: heads 2: 1]"
+
+
+def test_a_choice_on_the_cpu_says_nothing_of_backends_for_other_devices() -> None:
+    assert {"cuda", "triton"} <= set(backends.backend_names())
+    choice = backends.describe_choice(PROBLEM)
+    assert "cuda" not in choice and "triton" not in choice

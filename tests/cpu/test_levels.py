@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 REPRESENTATIVE = [
     "tests/ops/test_pooling_attention.py::test_attention_matches_float64_on_odd_shapes",
     "tests/ops/test_pooling_attention.py::test_attention_matches_float64_at_every_tail_of_a_key_tile",
+    "tests/cpu/test_exactness.py",
     "tests/ops/test_pool3d_norm.py::test_pooling_matches_float64_on_odd_shapes",
     "tests/ops/test_decomposed_rel_pos.py::test_rows_match_float64",
     "tests/ops/test_linear.py::test_float32_parameters_and_residual_of_a_half_projection",
