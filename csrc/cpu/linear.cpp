@@ -26,7 +26,7 @@ constexpr int kLinearRows = 12;
 #else
 constexpr int kLinearRows = kRows;
 #endif
-constexpr int64_t kChunk = 384;             // steps between two additions to the tile
+constexpr int64_t kChunk = 192;             // steps between two additions to the tile: a longer chain rounds more
 constexpr int64_t kNarrowChunk = 16;        // the same where a panel is not full and its speed no matter: less rounding
 constexpr int64_t kBlockBytes = 256 * 1024; // rows of a task
 constexpr int64_t kAliasBytes = 1024;       // rows this far apart share a few sets of the first-level cache

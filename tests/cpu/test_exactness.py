@@ -40,3 +40,13 @@ def test_the_gradients_of_a_norm_are_compensated_sums_over_many_tokens() -> None
         torch.set_num_threads(threads)
     assert norm_bias.grad is not None
     torch.testing.assert_close(norm_bias.grad.double(), grad.double().sum((0, 1, 2)), rtol=2**-23, atol=0)
+
+
+@pytest.mark.parametrize("depth", [384, 768, 3072])
+def test_a_long_float32_projection_rounds_no_more_than_eagers(depth: int) -> None:
+    g = torch.Generator().manual_seed(depth)
+    x, weight = torch.randn(393, depth, generator=g), torch.randn(384, depth, generator=g) / depth**0.5
+    with use_backend("cpu"):
+        y = ops.linear(x, weight, None)
+    exact = x.double() @ weight.double().T
+    assert (y - exact).norm() <= 1.1 * (torch.nn.functional.linear(x, weight) - exact).norm()
