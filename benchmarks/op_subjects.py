@@ -32,6 +32,7 @@ def build(case: Case, batch: int, device: torch.device) -> Subject:
         "qkv_pool3d_norm": _pooling,
         "decomposed_rel_pos": _rel_pos,
         "layer_norm": _layer_norm,
+        "norm_mlp": _norm_mlp,
     }.get(case.op, partial(_linear, case.op))(shape, batch)
     return _subject(case, dtype, device, *made)
 
@@ -209,6 +210,35 @@ def _linear(which: str, s: LayerShape, batch: int) -> Made:
         return [ops.linear(x, w, b, residual=residual, activation="gelu" if gelu else "none")]
 
     return inputs, {"eager": upstream}, ours, work.linear(batch * rows, inside, outside, len(inputs) == 4)
+
+
+def _norm_mlp(s: LayerShape, batch: int) -> Made:
+    rows, dim, hidden = projection("fc1", s)
+    inputs: list[Any] = [
+        _random(0, batch, rows, dim),
+        *(1 + 0.1 * _random(1, dim), 0.1 * _random(2, dim)),
+        *(_random(3, hidden, dim) * dim**-0.5, _random(4, hidden)),
+        *(_random(5, dim, hidden) * hidden**-0.5, _random(6, dim)),
+    ]
+
+    def upstream(
+        x: Tensor, weight: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> list[Tensor]:
+        normed = F.layer_norm(x, (dim,), weight, bias, EPS)
+        return [x + F.linear(F.gelu(F.linear(normed, w1, b1)), w2, b2)]
+
+    def ours(*tensors: Tensor) -> list[Tensor]:
+        return [ops.norm_mlp(*tensors, eps=EPS)]
+
+    def counted(element: int) -> work.Work:
+        return work.total(
+            [
+                work.linear(batch * rows, dim, hidden, False)(element),
+                work.linear(batch * rows, hidden, dim, True)(element),
+            ]
+        )
+
+    return inputs, {"eager": upstream}, ours, counted
 
 
 def projection(which: str, s: LayerShape) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "lib"
 LIBRARY = FOLDER / "libmvit_kernels_cpu.so"
 CUDA_LIBRARY = FOLDER / "libmvit_kernels_cuda.so"
 BUILD_INFO = FOLDER / "build_info.json"
-INTERFACE = 3
+INTERFACE = 4
 """Of the schemas in :mod:`mvit_kernels.ops`; counts up when one changes, with csrc/bindings/interface.cpp.
 
 Nothing else keeps a library of other schemas from being called with arguments that it reads as something else.

@@ -264,6 +264,26 @@ class LayerNormProblem:
         return f"{_dtype(self.dtype)}{out} {self.device} {self.rows} x {self.channels}{grad}"
 
 
+@dataclass(frozen=True)
+class NormMlpProblem:
+    """`norm_mlp`: x (rows, channels) to `hidden` and on to `outputs` channels, products in `dtype`."""
+
+    device: str
+    dtype: torch.dtype
+    rows: int
+    channels: int
+    hidden: int
+    outputs: int
+    needs_grad: bool
+
+    op = "norm_mlp"
+
+    def __str__(self) -> str:
+        grad = ", with gradient" if self.needs_grad else ""
+        sizes = f"{self.rows} x {self.channels} -> {self.hidden} -> {self.outputs}"
+        return f"{_dtype(self.dtype)} {self.device} {sizes}{grad}"
+
+
 Problem = (
     PoolProblem
     | QkvPoolProblem
@@ -272,6 +292,7 @@ Problem = (
     | PooledQueryProblem
     | LinearProblem
     | LayerNormProblem
+    | NormMlpProblem
 )
 
 

@@ -21,8 +21,7 @@ def linear(
 
     The residual stream keeps its dtype: a float32 residual of a bfloat16 projection gives a float32 result.
     """
-    has_own_rules: bool = is_traceable_wrapper_subclass(weight)  # DTensor, a quantised weight
-    if has_own_rules:
+    if own_rules(weight):
         return reference.linear(x, weight, bias, residual=residual, activation=activation)
     x = x.to(compute_dtype(x))
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -31,6 +30,12 @@ def linear(
     if residual is not None and residual.dtype not in (x.dtype, wide):
         return ops.linear(x, weight, bias, activation=activation) + residual
     return ops.linear(x, weight, bias, residual=residual, activation=activation)
+
+
+def own_rules(weight: Tensor) -> bool:
+    """Whether a kernel can't read it: a DTensor, a quantised weight."""
+    own: bool = is_traceable_wrapper_subclass(weight)
+    return own
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -37,6 +37,8 @@ struct Kernels {
     void (*linear)(const LinearProblem &, void *scratch, const ParallelFor &);
     int64_t (*layer_norm_scratch)(const LayerNormProblem &, int64_t threads);
     void (*layer_norm)(const LayerNormProblem &, void *scratch, const ParallelFor &);
+    int64_t (*norm_mlp_scratch)(const NormMlpProblem &, int64_t threads);
+    void (*norm_mlp)(const NormMlpProblem &, void *scratch, const ParallelFor &);
 };
 
 // The highest level this CPU runs, or the one that the environment variable MVIT_KERNELS_CPU_LEVEL names. Chosen at the

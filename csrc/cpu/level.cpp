@@ -26,6 +26,8 @@ const Kernels kernels = {
     linear,
     layer_norm_scratch,
     layer_norm,
+    norm_mlp_scratch,
+    norm_mlp,
 };
 
 } // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME

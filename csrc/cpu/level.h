@@ -26,5 +26,7 @@ int64_t linear_scratch(const LinearProblem &, int64_t threads);
 void linear(const LinearProblem &, void *scratch, const ParallelFor &);
 int64_t layer_norm_scratch(const LayerNormProblem &, int64_t threads);
 void layer_norm(const LayerNormProblem &, void *scratch, const ParallelFor &);
+int64_t norm_mlp_scratch(const NormMlpProblem &, int64_t threads);
+void norm_mlp(const NormMlpProblem &, void *scratch, const ParallelFor &);
 
 } // namespace mvit::cpu::MVIT_CPU_LEVEL_NAME

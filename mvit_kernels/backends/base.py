@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ..problem import Grid, Pool, PooledQueryProblem, Problem
+from ..problem import Grid, NormMlpProblem, Pool, PooledQueryProblem, Problem
 
 
 class UnsupportedError(RuntimeError):
@@ -54,6 +54,10 @@ class Backend(ABC):
     def reasons_to_pool_before(self, problem: PooledQueryProblem) -> Iterator[str]:
         """Why this backend, which can run `problem`, is taken to be no faster at it than at its parts."""
         yield "no kernel here gains by it"
+
+    def gains_by_norm_mlp(self, problem: NormMlpProblem) -> bool:
+        """Whether this backend, which can run `problem`, is faster at it than at its parts."""
+        return False
 
     def variant(self) -> str | None:
         """The instruction set or architecture the kernels were chosen for."""
@@ -144,4 +148,20 @@ class Backend(ABC):
     @abstractmethod
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, dtype: torch.dtype
+    ) -> Tensor: ...
+
+    @abstractmethod
+    def norm_mlp(
+        self,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor | None,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor | None,
+        *,
+        eps: float,
+        residual: Tensor | None,
+        dtype: torch.dtype,
     ) -> Tensor: ...

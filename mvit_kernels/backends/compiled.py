@@ -147,3 +147,21 @@ class CompiledBackend(Backend):
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, dtype: torch.dtype
     ) -> Tensor:
         return torch.ops.mvit_kernels.layer_norm(x, weight, bias, eps, dtype)
+
+    def norm_mlp(
+        self,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor | None,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor | None,
+        *,
+        eps: float,
+        residual: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        return torch.ops.mvit_kernels.norm_mlp(
+            x, norm_weight, norm_bias, eps, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, dtype
+        )

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from .. import _library
-from ..problem import PooledQueryProblem, Problem
+from ..problem import NormMlpProblem, PooledQueryProblem, Problem
 from .compiled import CompiledBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MLP_BYTES = 16 << 20
+"""Of both layers' weights, in float32, up to which `norm_mlp` is faster than its parts: it reads them again for every
+hundred rows or so, from a cache that must hold them (docs/performance.md)."""
 
 
 class CpuBackend(CompiledBackend):
@@ -32,6 +35,11 @@ class CpuBackend(CompiledBackend):
             yield f"dtype {problem.dtype}: float32, bfloat16, float16 or float64"
         if isinstance(problem, PooledQueryProblem):
             yield f"{problem.op}: pooling and attention one after the other"
+        if isinstance(problem, NormMlpProblem) and problem.needs_grad:
+            yield f"{problem.op} with gradient: layer_norm and linear one after the other"
+
+    def gains_by_norm_mlp(self, problem: NormMlpProblem) -> bool:
+        return 4 * problem.hidden * (problem.channels + problem.outputs) <= MLP_BYTES
 
     def variant(self) -> str | None:
         return _library.cpu_level()

@@ -11,6 +11,7 @@ from ..problem import (
     AttentionProblem,
     LayerNormProblem,
     LinearProblem,
+    NormMlpProblem,
     PooledQueryProblem,
     PoolProblem,
     Problem,
@@ -110,7 +111,7 @@ class CudaBackend(CompiledBackend):
         missing = self.unavailable()
         if missing is not None:
             yield missing
-        if isinstance(problem, (LinearProblem, LayerNormProblem)):
+        if isinstance(problem, (LinearProblem, LayerNormProblem, NormMlpProblem)):
             return
         if problem.dtype not in DTYPES:
             yield f"dtype {problem.dtype}: float32, bfloat16 or float16"
@@ -141,9 +142,10 @@ class CudaBackend(CompiledBackend):
     # cuBLAS is the right kernel for these; a process that asks for this backend gets it.
     linear = staticmethod(reference.linear)
     layer_norm = staticmethod(reference.layer_norm)
+    norm_mlp = staticmethod(reference.norm_mlp)
 
     def notes(self, problem: Problem) -> Iterator[str]:
-        if isinstance(problem, (LinearProblem, LayerNormProblem)):
+        if isinstance(problem, (LinearProblem, LayerNormProblem, NormMlpProblem)):
             yield "PyTorch's own kernel"
         if isinstance(problem, PooledQueryProblem):
             saved = problem.attention.batch * problem.attention.heads * problem.attention.num_q

@@ -22,3 +22,4 @@ class EagerBackend(Backend):
     pooled_query_attention = staticmethod(reference.pooled_query_attention)
     linear = staticmethod(reference.linear)
     layer_norm = staticmethod(reference.layer_norm)
+    norm_mlp = staticmethod(reference.norm_mlp)

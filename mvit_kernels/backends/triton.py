@@ -19,6 +19,7 @@ from ..problem import (
     AttentionProblem,
     LayerNormProblem,
     LinearProblem,
+    NormMlpProblem,
     PooledQueryProblem,
     Problem,
     RelPosProblem,
@@ -113,7 +114,7 @@ class TritonBackend(CompiledBackend):
             yield missing
         if not self.serves(problem.device):
             yield f"device {problem.device}: cuda"
-        if isinstance(problem, (LinearProblem, LayerNormProblem)):
+        if isinstance(problem, (LinearProblem, LayerNormProblem, NormMlpProblem)):
             yield f"{problem.op}: pooling, relative position and attention"
         if isinstance(problem, PooledQueryProblem):
             yield f"{problem.op}: pooling and attention one after the other"

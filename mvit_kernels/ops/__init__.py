@@ -8,6 +8,7 @@ from ..triton_kernels import ops as _triton_ops  # noqa: F401  registers the imp
 from .decomposed_rel_pos import decomposed_rel_pos
 from .layer_norm import layer_norm
 from .linear import linear
+from .norm_mlp import norm_mlp
 from .pool3d_norm import pool3d_norm
 from .pooled_query_attention import pooled_query_attention
 from .pooling_attention import pooling_attention
@@ -17,6 +18,7 @@ __all__ = [
     "decomposed_rel_pos",
     "layer_norm",
     "linear",
+    "norm_mlp",
     "pool3d_norm",
     "pooled_query_attention",
     "pooling_attention",

@@ -120,6 +120,54 @@ def table(op: str, axis: int, value: Tensor | None, q: Tensor, grid_q: Grid, gri
         raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, {shape} is right")
 
 
+def layer(op: str, prefix: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, like: str) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer whose arguments are called `prefix` + "weight" and `prefix` + "bias"."""
+    name = f"{prefix}weight"
+    tensor(op, name, weight, 2, "(N, K)")
+    outputs, inputs = weight.shape
+    if inputs < 1:
+        raise ValueError(f"{op}: {name} has shape {tuple(weight.shape)}, at least one input is right")
+    same_or_float32(op, name, weight, dtype, like)
+    if bias is not None:
+        tensor(op, f"{prefix}bias", bias, 1, "(N,)")
+        if bias.shape[0] != outputs:
+            raise ValueError(f"{op}: {prefix}bias has shape {tuple(bias.shape)}, ({outputs},) is right")
+    return inputs, outputs
+
+
+def norm(op: str, prefix: str, channels: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    """A LayerNorm over `channels` whose parameters are called `prefix` + "weight" and `prefix` + "bias"."""
+    for name, parameter in ((f"{prefix}weight", weight), (f"{prefix}bias", bias)):
+        if parameter is not None:
+            tensor(op, name, parameter, 1, "(C,)")
+            if parameter.shape[0] != channels:
+                raise ValueError(f"{op}: {name} has shape {tuple(parameter.shape)}, ({channels},) is right")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"{op}: eps is {eps}, a finite number of at least 0 is right")
+
+
+def channels(op: str, x: Tensor) -> int:
+    """C of x (..., C)."""
+    floating(op, "x", x)
+    if x.dim() < 1 or x.shape[-1] < 1:
+        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, (..., C) with C >= 1 is right")
+    return x.shape[-1]
+
+
+def narrower(op: str, dtype: torch.dtype, x: Tensor) -> None:
+    """`dtype` is that of x, or a half one for float32."""
+    if dtype != x.dtype and not (x.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
+        raise TypeError(f"{op}: dtype is {dtype} for x of {x.dtype}, {x.dtype} is right (or a half one for float32)")
+
+
+def same_or_float32(op: str, name: str, value: Tensor, dtype: torch.dtype, like: str) -> None:
+    """`value` has `dtype`, which is that of `like`, or float32 where that is a half one."""
+    wide = torch.promote_types(dtype, torch.float32)
+    if value.dtype not in (dtype, wide):
+        right = f"{dtype} like {like}" + ("" if wide == dtype else f" or {wide}")
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, {right} is right")
+
+
 def unit_last_stride(x: Tensor) -> Tensor:
     """x itself where its last stride is 1, else a contiguous copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

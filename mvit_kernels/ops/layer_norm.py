@@ -39,20 +39,10 @@ def layer_norm(
         UnsupportedError: the backend asked for can't run this problem; lists its reasons.
     """
     op = "layer_norm"
-    checks.floating(op, "x", x)
-    if x.dim() < 1 or x.shape[-1] < 1:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, (..., C) with C >= 1 is right")
-    channels = x.shape[-1]
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            checks.tensor(op, name, parameter, 1, "(C,)")
-            if parameter.shape[0] != channels:
-                raise ValueError(f"{op}: {name} has shape {tuple(parameter.shape)}, ({channels},) is right")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"{op}: eps is {eps}, a finite number of at least 0 is right")
+    channels = checks.channels(op, x)
+    checks.norm(op, "", channels, weight, bias, eps)
     dtype = dtype or x.dtype
-    if dtype != x.dtype and not (x.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
-        raise TypeError(f"{op}: dtype is {dtype} for x of {x.dtype}, {x.dtype} is right (or a half one for float32)")
+    checks.narrower(op, dtype, x)
     checks.same_device(op, ("x", x), ("weight", weight), ("bias", bias))
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     problem = LayerNormProblem(x.device.type, x.dtype, math.prod(x.shape[:-1]), channels, dtype, needs_grad)

@@ -40,23 +40,15 @@ def linear(
     """
     op = "linear"
     checks.floating(op, "x", x)
-    checks.tensor(op, "weight", weight, 2, "(N, K)")
-    outputs, inputs = weight.shape
-    if inputs < 1:
-        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}, at least one input is right")
+    inputs, outputs = checks.layer(op, "", weight, bias, x.dtype, "x")
     if x.dim() < 1 or x.shape[-1] != inputs:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}, (..., {inputs}) like weight is right")
-    _same_or_float32(op, "weight", weight, x)
-    if bias is not None:
-        checks.tensor(op, "bias", bias, 1, "(N,)")
-        if bias.shape[0] != outputs:
-            raise ValueError(f"{op}: bias has shape {tuple(bias.shape)}, ({outputs},) is right")
     if residual is not None:
         checks.floating(op, "residual", residual)
         if residual.shape != (*x.shape[:-1], outputs):
             right = (*x.shape[:-1], outputs)
             raise ValueError(f"{op}: residual has shape {tuple(residual.shape)}, {right} is right")
-        _same_or_float32(op, "residual", residual, x)
+        checks.same_or_float32(op, "residual", residual, x.dtype, "x")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation is {activation!r}, one of {', '.join(ACTIVATIONS)} is right")
     checks.same_device(op, ("x", x), ("weight", weight), ("bias", bias), ("residual", residual))
@@ -71,13 +63,6 @@ def linear(
         y = F.gelu(backend.linear(x, weight, bias, residual=None, activation="none"))
         return y if residual is None else y + residual
     return backend.linear(x, weight, bias, residual=residual, activation=activation)
-
-
-def _same_or_float32(op: str, name: str, value: Tensor, x: Tensor) -> None:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if value.dtype not in (x.dtype, wide):
-        right = f"{x.dtype} like x" + ("" if wide == x.dtype else f" or {wide}")
-        raise TypeError(f"{op}: {name} has dtype {value.dtype}, {right} is right")
 
 
 @torch.library.register_fake("mvit_kernels::linear", lib=LIBRARY)

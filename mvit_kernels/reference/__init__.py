@@ -8,6 +8,7 @@ from .decomposed_rel_pos import decomposed_rel_pos
 from .layer import multi_head_pooling_attention
 from .layer_norm import layer_norm
 from .linear import linear
+from .norm_mlp import norm_mlp
 from .pool3d_norm import pool3d_norm, qkv_pool3d_norm
 from .pooled_query_attention import pooled_query_attention
 from .pooling_attention import pooling_attention
@@ -17,6 +18,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "multi_head_pooling_attention",
+    "norm_mlp",
     "pool3d_norm",
     "pooled_query_attention",
     "pooling_attention",

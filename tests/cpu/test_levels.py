@@ -22,6 +22,7 @@ REPRESENTATIVE = [
     "tests/ops/test_linear.py::test_float32_parameters_and_residual_of_a_half_projection",
     "tests/ops/test_linear.py::test_linear_reads_strided_rows_and_transposed_weights",
     "tests/ops/test_linear.py::test_gelu_is_as_exact_as_eager_at_every_magnitude",
+    "tests/ops/test_norm_mlp.py::test_the_same_bits_as_the_ops_one_after_the_other",
     "tests/ops/test_autograd.py::test_gradients_match_float64",
     "tests/ops/test_backward.py::test_attention_gradients_match_float64_at_every_tail_of_a_panel",
     "tests/ops/test_backward.py::test_the_same_gradients_come_out_again_bit_for_bit",

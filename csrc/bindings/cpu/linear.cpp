@@ -1,4 +1,4 @@
-// mvit_kernels::linear and layer_norm on the CPU.
+// mvit_kernels::linear, layer_norm and norm_mlp on the CPU.
 #include "common/linear.h"
 #include "bindings/cpu/run.h"
 
@@ -45,54 +45,64 @@ Activation activation_of(const char *op, const std::string &name) {
     return name == "gelu" ? Activation::gelu : Activation::none;
 }
 
+// A weight (out, in) and its bias; `weight` and `bias` keep what the result points to.
+Layer layer_of(const char *op, const std::string &name, Tensor &weight, std::optional<Tensor> &bias, const Tensor &x,
+               DType dtype) {
+    const std::string weight_name = name + "weight", bias_name = name + "bias";
+    STD_TORCH_CHECK(weight.dim() == 2, op, ": ", weight_name, " ", shape_of(weight), " must have 2 dims (out, in)");
+    check_device(op, weight_name.c_str(), weight, x);
+    Layer layer = {};
+    layer.out = weight.size(0);
+    layer.in = weight.size(1);
+    STD_TORCH_CHECK(layer.in >= 1, op, ": ", weight_name, " ", shape_of(weight), " has no inputs");
+    if (weight.stride(0) != 1 && weight.stride(1) != 1)
+        weight = torch::stable::contiguous(weight);
+    layer.weight = as_parameter(op, weight_name.c_str(), weight);
+    STD_TORCH_CHECK(widens(dtype, layer.weight.dtype), op, ": ", weight_name, " has dtype ",
+                    torch::headeronly::toString(weight.scalar_type()),
+                    ", it must be that of the products, or float32 for half ones");
+    layer.stride_in = layer.in == 1 ? 1 : weight.stride(1);
+    layer.stride_out = layer.out == 1 ? layer.in : weight.stride(0);
+    if (layer.stride_in != 1 && layer.stride_out != 1) { // one output whose inputs are strided
+        weight = torch::stable::contiguous(weight);
+        layer.weight.data = weight.const_data_ptr();
+        layer.stride_in = 1;
+    }
+    if (bias) {
+        bias = parameter(op, bias_name.c_str(), *bias, {layer.out}, x);
+        layer.bias = as_parameter(op, bias_name.c_str(), *bias);
+    }
+    return layer;
+}
+
 Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
               std::string activation) {
     const char *const op = "linear";
     LinearProblem p = {};
     p.dtype = dtype_of(op, "x", x);
-    STD_TORCH_CHECK(weight.dim() == 2, op, ": weight ", shape_of(weight), " must have 2 dims (out, in)");
-    check_device(op, "weight", weight, x);
-    p.out = weight.size(0);
-    p.in = weight.size(1);
-    STD_TORCH_CHECK(p.in >= 1, op, ": weight ", shape_of(weight), " has no inputs");
-    x = rows_of(op, "x", x, p.in);
+    p.layer = layer_of(op, "", weight, bias, x, p.dtype);
+    const int64_t in = p.layer.in, out = p.layer.out;
+    x = rows_of(op, "x", x, in);
     p.rows = row_count(x);
     p.x = x.const_data_ptr();
-    p.x_stride = row_stride(x, p.in);
-    if (weight.stride(0) != 1 && weight.stride(1) != 1)
-        weight = torch::stable::contiguous(weight);
-    p.weight = as_parameter(op, "weight", weight);
-    STD_TORCH_CHECK(widens(p.dtype, p.weight.dtype), op, ": weight has dtype ",
-                    torch::headeronly::toString(weight.scalar_type()),
-                    ", it must be that of x, or float32 for a half x");
-    p.weight_stride_in = p.in == 1 ? 1 : weight.stride(1);
-    p.weight_stride_out = p.out == 1 ? p.in : weight.stride(0);
-    if (p.weight_stride_in != 1 && p.weight_stride_out != 1) { // one output whose inputs are strided
-        weight = torch::stable::contiguous(weight);
-        p.weight.data = weight.const_data_ptr();
-        p.weight_stride_in = 1;
-    }
-    if (bias) {
-        bias = parameter(op, "bias", *bias, {p.out}, x);
-        p.bias = as_parameter(op, "bias", *bias);
-    }
+    p.x_stride = row_stride(x, in);
     p.activation = activation_of(op, activation);
     p.y_dtype = residual ? dtype_of(op, "residual", *residual) : p.dtype;
     const auto sizes = x.sizes();
     std::vector<int64_t> shape(sizes.begin(), sizes.end());
-    shape.back() = p.out;
+    shape.back() = out;
     if (residual) {
         STD_TORCH_CHECK(widens(p.dtype, p.y_dtype), op, ": residual has dtype ",
                         torch::headeronly::toString(residual->scalar_type()),
                         ", it must be that of x, or float32 for a half x");
         check_shape(op, "residual", *residual, shape);
-        residual = rows_of(op, "residual", *residual, p.out);
+        residual = rows_of(op, "residual", *residual, out);
         p.residual = residual->const_data_ptr();
-        p.residual_stride = row_stride(*residual, p.out);
+        p.residual_stride = row_stride(*residual, out);
     }
     Tensor y = empty(x, shape, scalar_type_of(p.y_dtype));
     p.y = y.mutable_data_ptr();
-    if (p.rows > 0 && p.out > 0) {
+    if (p.rows > 0 && out > 0) {
         const cpu::Kernels &kernels = cpu::kernels();
         run_kernel(x, p, kernels.linear_scratch, kernels.linear);
     }
@@ -131,10 +141,59 @@ Tensor layer_norm(Tensor x, std::optional<Tensor> weight, std::optional<Tensor> 
     return y;
 }
 
+Tensor norm_mlp(Tensor x, std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps,
+                Tensor fc1_weight, std::optional<Tensor> fc1_bias, Tensor fc2_weight, std::optional<Tensor> fc2_bias,
+                std::optional<Tensor> residual, ScalarType dtype) {
+    const char *const op = "norm_mlp";
+    NormMlpProblem p = {};
+    p.x_dtype = dtype_of(op, "x", x);
+    p.dtype = dtype_of(op, "dtype", empty(x, {0}, dtype));
+    STD_TORCH_CHECK(widens(p.dtype, p.x_dtype), op, ": dtype is ", torch::headeronly::toString(dtype),
+                    ", it must be that of x, or a half one for a float32 x");
+    p.fc1 = layer_of(op, "fc1_", fc1_weight, fc1_bias, x, p.dtype);
+    p.fc2 = layer_of(op, "fc2_", fc2_weight, fc2_bias, x, p.dtype);
+    const int64_t channels = p.fc1.in, out = p.fc2.out;
+    STD_TORCH_CHECK(p.fc2.in == p.fc1.out, op, ": fc2_weight ", shape_of(fc2_weight), " must be (out, ", p.fc1.out,
+                    "), as fc1_weight ", shape_of(fc1_weight), " has it");
+    x = rows_of(op, "x", x, channels);
+    p.rows = row_count(x);
+    p.x = x.const_data_ptr();
+    p.x_stride = row_stride(x, channels);
+    if (norm_weight) {
+        norm_weight = parameter(op, "norm_weight", *norm_weight, {channels}, x);
+        p.norm_weight = as_parameter(op, "norm_weight", *norm_weight);
+    }
+    if (norm_bias) {
+        norm_bias = parameter(op, "norm_bias", *norm_bias, {channels}, x);
+        p.norm_bias = as_parameter(op, "norm_bias", *norm_bias);
+    }
+    p.eps = eps;
+    const auto sizes = x.sizes();
+    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    shape.back() = out;
+    Tensor added = residual ? *residual : x;
+    p.y_dtype = dtype_of(op, "residual", added);
+    STD_TORCH_CHECK(widens(p.dtype, p.y_dtype), op, ": residual has dtype ",
+                    torch::headeronly::toString(added.scalar_type()),
+                    ", it must be that of the products, or float32 for half ones");
+    check_shape(op, "residual", added, shape);
+    added = rows_of(op, "residual", added, out);
+    p.residual = added.const_data_ptr();
+    p.residual_stride = row_stride(added, out);
+    Tensor y = empty(x, shape, added.scalar_type());
+    p.y = y.mutable_data_ptr();
+    if (p.rows > 0 && out > 0) {
+        const cpu::Kernels &kernels = cpu::kernels();
+        run_kernel(x, p, kernels.norm_mlp_scratch, kernels.norm_mlp);
+    }
+    return y;
+}
+
 } // namespace
 } // namespace mvit::bindings
 
 STABLE_TORCH_LIBRARY_IMPL(MVIT_OPS, MVIT_DISPATCH_KEY, m) {
     m.impl("linear", TORCH_BOX(&mvit::bindings::linear));
     m.impl("layer_norm", TORCH_BOX(&mvit::bindings::layer_norm));
+    m.impl("norm_mlp", TORCH_BOX(&mvit::bindings::norm_mlp));
 }
