@@ -16,6 +16,15 @@ static constexpr int attention_dim(int64_t head_dim) {
     return 0;
 }
 
+// The smallest head dim that is padded to one of these.
+static constexpr int attention_least_dim(int dim) {
+    int least = 8;
+    for (int smaller : kAttentionDims)
+        if (smaller < dim)
+            least = smaller + 8;
+    return least;
+}
+
 // The three kernels: tensor cores on 16-bit numbers, float32 as IEEE has it, tensor cores on TF32.
 enum class AttentionKernel { half, float32, tf32 };
 

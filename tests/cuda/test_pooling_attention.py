@@ -134,6 +134,22 @@ def test_large_scores_do_not_overflow(emulation) -> None:
     torch.testing.assert_close(out.double(), oracle, rtol=2e-2, atol=1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rise", [1.0, 5.0, 40.0])
+def test_scores_may_rise_and_fall_from_tile_to_tile(emulation, rise, dtype) -> None:
+    """By less than a probability may exceed 1 before sums and outputs are rescaled, and by more."""
+    case = AttentionCase((1, 3, 6), (1, 1, 400), heads=1, head_dim=16, has_cls=False, rel_pos=False, residual="none")
+    inputs = case.inputs(Aligned(), dtype)
+    inputs["q"][..., 0] = 4 * torch.tensor([1.0, -1.0, 0.5]).repeat(6)  # scale: 1 / 4
+    inputs["k"][..., 0] = rise * (torch.arange(400) // 64)
+    out, lse = pooling_attention(emulation, **inputs, **case.options)
+    exact = dict(zip(inputs, double(list(inputs.values())), strict=True))
+    oracle, oracle_lse = reference.pooling_attention(**exact, **case.options)
+    eager, eager_lse = reference.pooling_attention(**inputs, **case.options)
+    assert_within_rule(out, eager, oracle)
+    assert_within_rule(lse, eager_lse, oracle_lse, dtype=dtype)
+
+
 def test_misaligned_rows_are_an_error_of_the_emulation(emulation) -> None:
     q = torch.zeros(1, 1, 9, 48, dtype=torch.float16)
     odd = torch.zeros(1, 1, 9, 52, dtype=torch.float16)[..., 1:49]

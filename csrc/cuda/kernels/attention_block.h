@@ -102,10 +102,11 @@ struct BiasRows {
     }
 };
 
-// Of one row: the largest product, and the sum of the exponentials. Where keys are split it is the split's part.
-MVIT_DEVICE void store_row_sum(const AttentionForward &f, const AttentionBlock &block, int row, float top, float sum) {
+// Of one row: what was taken from the scores, and the sum of the exponentials. Where keys are split it is the split's
+// part.
+MVIT_DEVICE void store_row_sum(const AttentionForward &f, const AttentionBlock &block, int row, float score,
+                               float sum) {
     const int64_t index = block.row(f.p, row);
-    const float score = top * score_scale(f.p);
     if (f.splits > 1) {
         float *const pair =
             f.parts + f.splits * attention_rows(f.p) * f.p.head_dim + 2 * (block.split * attention_rows(f.p) + index);

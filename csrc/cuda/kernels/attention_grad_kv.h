@@ -38,37 +38,44 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
         return static_cast<const char *>(base) + 2 * (batch * b + head * h + token * n);
     };
 
-    const int64_t first_query = first_tile * kTile;
-    TileCopy<kTile, kDim, kThreads> q_copy(at(p.q, p.q_stride_b, p.q_stride_h, first_query, p.q_stride_n),
-                                           p.q_stride_n);
-    TileCopy<kTile, kDim, kThreads> grad_copy(at(g.grad_out, g.stride_b, g.stride_h, first_query, g.stride_n),
-                                              g.stride_n);
-    const char *const statistics =
-        w.scratch + w.plan.statistics + (bh * w.plan.query_tiles + first_tile) * 2 * kTile * 4;
+    const int64_t last_tile = first_tile + tiles - 1, query = last_tile * kTile;
+    // Steps of the copies that the compiler would make multiples of, to keep, are more registers than there are.
+    const int64_t q_stride = opaque(p.q_stride_n), grad_stride = opaque(g.stride_n);
+    TileCopy<kTile, kDim, kThreads> q_copy(at(p.q, p.q_stride_b, p.q_stride_h, query, q_stride), q_stride);
+    TileCopy<kTile, kDim, kThreads> grad_copy(at(g.grad_out, g.stride_b, g.stride_h, query, grad_stride), grad_stride);
+    const char *statistics = w.scratch + w.plan.statistics + (bh * w.plan.query_tiles + last_tile) * (2 * kTile * 4);
     const int entries = kRelPos ? int(p.grid_k.t + p.grid_k.h + p.grid_k.w) : 0;
     const int depth = int(rel_pos_depth(entries));
     const Shared key_row = Shared(one_hot_row_bytes(entries)), bias_row = Shared(bias_row_bytes(entries));
     const Shared rest = Shared(2 * depth), bias = kOneHot + kTile * key_row;
     // Two threads copy a query's row of bias: what rounding left, and the rest.
     const int64_t stored_row = stored_bias_row_bytes(entries);
-    const char *stored = w.scratch + w.plan.bias_rows + (bh * p.queries + first_query + thread / 2) * stored_row +
+    const char *stored = w.scratch + w.plan.bias_rows + (bh * p.queries + query + thread / 2) * stored_row +
                          thread % 2 * (stored_row / 2);
 
-    const int queries = int(min(p.queries - first_query, int64_t(tiles) * kTile));
     Shared stage = 0, bias_rows = bias;
-    const auto start = [&](int tile, Shared to, Shared bias_to) {
-        const int left = queries - tile * kTile;
-        q_copy.start(to, left, dim);
-        grad_copy.start(to + kTileBytes, left, dim);
+    // From the last tile to the first: then only the one that is copied ahead of the loop may be short.
+    const auto start = [&](auto is_short, Shared to, Shared bias_to) {
+        int count = kTile;
+        if constexpr (is_short.value) {
+            count = int(min(p.queries - query, kTile));
+            q_copy.start(to, count, dim);
+            grad_copy.start(to + kTileBytes, count, dim);
+        } else {
+            q_copy.start_whole(to, dim);
+            grad_copy.start_whole(to + kTileBytes, dim);
+        }
+        q_copy.rewind(2);
+        grad_copy.rewind(2);
         if (thread < 2 * kTile * 4 / 16)
-            cp_async_16(to + 2 * kTileBytes + Shared(16 * thread),
-                        statistics + int64_t(tile) * (2 * kTile * 4) + 16 * thread, true);
+            cp_async_16(to + 2 * kTileBytes + Shared(16 * thread), statistics + 16 * thread, true);
+        statistics -= 2 * kTile * 4;
         if constexpr (kRelPos)
             for (int chunk = 0; chunk < depth / 8; ++chunk)
                 cp_async_16(bias_to + Shared(thread / 2) * bias_row + Shared(thread % 2) * rest + Shared(16 * chunk),
-                            stored + 16 * chunk, thread / 2 < left && 16 * chunk < stored_row / 2);
+                            stored + 16 * chunk, thread / 2 < count && 16 * chunk < stored_row / 2);
         cp_async_commit();
-        stored += kTile * stored_row;
+        stored -= kTile * stored_row;
     };
 
     TileCopy<kTile, kDim, kThreads>(at(p.k, p.k_stride_b, p.k_stride_h, first_key, p.k_stride_n), p.k_stride_n)
@@ -76,7 +83,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     TileCopy<kTile, kDim, kThreads>(at(p.v, p.v_stride_b, p.v_stride_h, first_key, p.v_stride_n), p.v_stride_n)
         .start(kStage + kTileBytes, keys, dim);
     if (tiles > 0)
-        start(0, 0, bias);
+        start(Number<1>{}, 0, bias);
     else
         cp_async_commit();
     if constexpr (kRelPos)
@@ -87,13 +94,14 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
         }
 
     uint32_t k[kDimSteps][4], v[kDimSteps][4];
-    const LaneRow<kDim> by_depth = rows_by_depth<kDim>(lane), by_column = rows_by_column<kDim>(lane);
+    const Shared depth_row = rows_by_depth<kDim>(lane).at[0], column_row = rows_by_column<kDim>(lane).at[0];
     cp_async_wait<0>();
     sync_block();
     MVIT_UNROLL
     for (int d = 0; d < kDimSteps; ++d) {
-        ldmatrix_x4(k[d], kStage + by_depth(d, warp));
-        ldmatrix_x4(v[d], kStage + kTileBytes + by_depth(d, warp));
+        const LaneRow<kDim> rows(kStage + depth_row);
+        ldmatrix_x4(k[d], rows(d, warp));
+        ldmatrix_x4(v[d], kTileBytes + rows(d, warp));
     }
 
     const float scale = float(p.scale), unit = kRelPos ? kLog2E : scale * kLog2E;
@@ -105,14 +113,15 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
         cp_async_wait<0>();
         sync_block();
         if (tile + 1 < tiles)
-            start(tile + 1, kStage - stage, 2 * bias + kTile * bias_row - bias_rows);
+            start(Number<0>{}, kStage - stage, 2 * bias + kTile * bias_row - bias_rows);
         if (16 * warp < keys) {
             MVIT_NO_UNROLL
             for (int from = 0; from < kTile / 16; from += kSteps) {
-                const Shared q_rows = stage + Shared(from * 16 * Rows::kRowBytes), grad_rows = q_rows + kTileBytes;
+                const Shared q_rows = stage + Shared(from * 16 * Rows::kRowBytes);
+                const LaneRow<kDim> by_depth(q_rows + depth_row), by_column(q_rows + column_row);
                 const Shared numbers = stage + 2 * kTileBytes + Shared((16 * from + 2 * (lane % 4)) * 4);
                 float s[2 * kSteps][4] = {}, ds[2 * kSteps][4];
-                multiply_transposed<T, kDim, kSteps>(s, k, q_rows, by_column);
+                multiply_transposed<T, kDim, kSteps>(s, k, 0, by_column);
                 if constexpr (kRelPos) {
                     MVIT_UNROLL
                     for (int n = 0; n < 2 * kSteps; ++n) {
@@ -130,7 +139,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                     for (int i = 0; i < 4; ++i)
                         ds[n][i] = -delta.value[i % 2];
                 }
-                multiply_transposed<T, kDim, kSteps>(ds, v, grad_rows, by_column);
+                multiply_transposed<T, kDim, kSteps>(ds, v, kTileBytes, by_column);
                 MVIT_UNROLL
                 for (int n = 0; n < 2 * kSteps; ++n) {
                     const Float2 lse = load_shared<Float2>(numbers + Shared(8 * n * 4));
@@ -142,9 +151,9 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                 }
                 uint32_t operand[kSteps][4];
                 pack_operand<T, kSteps>(operand, s);
-                multiply<T, kDim, kSteps>(dv, operand, grad_rows, by_depth);
+                multiply<T, kDim, kSteps>(dv, operand, kTileBytes, by_depth);
                 pack_operand<T, kSteps>(operand, ds);
-                multiply<T, kDim, kSteps>(dk, operand, q_rows, by_depth);
+                multiply<T, kDim, kSteps>(dk, operand, 0, by_depth);
             }
         }
         stage = kStage - stage;

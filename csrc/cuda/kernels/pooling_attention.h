@@ -5,8 +5,9 @@
 //   register            + relative position, running max and sum (base 2), P in the input dtype, O += P v
 //   epilogue            / sum, + q (residual pooling), rounded once, stored as rows of 16 bytes of (B, Nq, H, D); or,
 //                       where keys are split among blocks, this split's part in float32
-// Two barriers per tile, behind which k or v has landed and the other's room is free. Work per block: 4 * 128 * Nk *
-// D FLOP; traffic (128 + 2 * Nk) * D elements in, 128 * D out.
+// Two barriers per tile, behind which k or v has landed and the other's room is free. The first tile has the keys that
+// whole tiles leave over, and a step of its own with the mask. Work per block: 4 * 128 * Nk * D FLOP; traffic
+// (128 + 2 * Nk) * D elements in, 128 * D out.
 #pragma once
 
 #include "cuda/kernels/attention_block.h"
@@ -69,10 +70,13 @@ MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &qu
     };
     const char *const k = at(p.k, p.k_stride_b, p.k_stride_h, block.first_key * p.k_stride_n);
     const char *const v = at(p.v, p.v_stride_b, p.v_stride_h, block.first_key * p.v_stride_n);
-    TileCopy<kKeys, kDim, kThreads> k_copy(k, p.k_stride_n), v_copy(v, p.v_stride_n);
-
-    k_copy.start(kK, int(min(block.keys, kKeys)), dim);
+    int left = int(ceil_div(block.keys, kKeys)) - 1; // whole tiles, after the first
+    const int first = int(block.keys - int64_t(left) * kKeys);
+    using Copy = TileCopy<kKeys, kDim, kThreads>;
+    Copy(k, p.k_stride_n).start(kK, first, dim);
     cp_async_commit();
+    const int64_t k_stride = opaque(p.k_stride_n), v_stride = opaque(p.v_stride_n); // no multiples made ahead
+    Copy k_copy(k + 2 * first * k_stride, k_stride), v_copy(v + 2 * first * v_stride, v_stride);
 
     const BiasInShared<kBias> bias(p, kRelPos, kRows);
     if constexpr (kBias != AttentionBias::none) {
@@ -84,13 +88,14 @@ MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &qu
     const Shared first_q = Shared(first_row * Rows::kRowBytes);
     float o[kBlocks][2 * kDimSteps][4] = {};
     OnlineSoftmax softmax[kBlocks];
-    int left = int(ceil_div(block.keys, kKeys)) - 1; // tiles before the last
-    const int last = int(block.keys - int64_t(left) * kKeys);
-    // One tile of keys, of which `count` are there, and `next` of the one behind it. Only the last may be short.
-    const auto step = [&](auto is_last, int count, int next) {
+    // One tile of keys, of which `left` follow.
+    const auto step = [&](auto is_first) {
         cp_async_wait<0>();
         sync_block(); // k is there; all are done with v
-        v_copy.start(kV, count, dim);
+        if constexpr (is_first.value)
+            Copy(v, p.v_stride_n).start(kV, first, dim);
+        else
+            v_copy.start_whole(kV, dim);
         cp_async_commit();
 
         uint32_t probability[kBlocks][kKeySteps][4];
@@ -143,23 +148,25 @@ MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &qu
                     s[i / 4][n][i % 4] += bias.bias(first_row + lane / 4 + 8 * (i / 2), keys.word[i % 2]);
             }
         }
-        if constexpr (is_last.value) {
+        if constexpr (is_first.value) {
             MVIT_UNROLL
             for (int n = 0; n < 2 * kKeySteps; ++n) {
                 MVIT_UNROLL
                 for (int i = 0; i < 4 * kBlocks; ++i)
-                    if (8 * n + i % 2 >= count - 2 * (opaque(lane) % 4))
+                    if (8 * n + i % 2 >= first - 2 * (opaque(lane) % 4))
                         s[i / 4][n][i % 4] = negative_infinity();
             }
         }
 
         MVIT_UNROLL
         for (int m = 0; m < kBlocks; ++m) {
-            float shift[2];
-            softmax[m].raise(s[m], unit, o[m], shift);
+            if constexpr (is_first.value)
+                softmax[m].begin(s[m], unit);
+            else
+                softmax[m].go_on(s[m], unit, o[m]);
             MVIT_UNROLL
             for (int n = 0; n < 2 * kKeySteps; ++n) {
-                softmax[m].exponentials(s[m][n], unit, shift);
+                softmax[m].exponentials(s[m][n], unit);
                 probability[m][n / 2][n % 2 * 2] = pack<T>(s[m][n][0], s[m][n][1]);
                 probability[m][n / 2][n % 2 * 2 + 1] = pack<T>(s[m][n][2], s[m][n][3]);
             }
@@ -167,13 +174,18 @@ MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &qu
 
         cp_async_wait<0>();
         sync_block(); // v is there; all are done with k
-        if constexpr (!is_last.value) {
-            k_copy.start(kK, next, dim);
+        // Behind the last tile: zeros, where that saves a branch in the loop.
+        if (kBias == AttentionBias::none || left > 0) {
+            k_copy.start_whole(kK, dim, left > 0);
             cp_async_commit();
-            if constexpr (kBias == AttentionBias::product)
-                bias.next_tile(p, kKeys);
-            else if constexpr (kBias == AttentionBias::gather)
-                bias.first_tile(p, block.first_key + block.keys - last - (left - 1) * kKeys, kKeys);
+            if constexpr (kBias == AttentionBias::product) {
+                if constexpr (is_first.value)
+                    bias.first_tile(p, block.first_key + first, kKeys);
+                else
+                    bias.next_tile(p, kKeys);
+            } else if constexpr (kBias == AttentionBias::gather) {
+                bias.first_tile(p, block.first_key + block.keys - left * kKeys, kKeys);
+            }
         }
         MVIT_UNROLL
         for (int n = 0; n < kKeySteps; ++n) {
@@ -189,12 +201,14 @@ MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &qu
             }
         }
     };
+    step(Constant<true>{});
     MVIT_NO_UNROLL
-    for (; left > 0; --left)
-        step(Constant<false>{}, kKeys, left > 1 ? kKeys : last);
+    while (left > 0) {
+        --left;
+        step(Constant<false>{});
+    }
+    cp_async_wait<0>();
     const AttentionBlock end(f, kRows, kKeys, block_index_again());
-    step(Constant<true>{}, int(end.keys - (ceil_div(end.keys, kKeys) - 1) * kKeys), 0);
-
     MVIT_UNROLL
     for (int m = 0; m < kBlocks; ++m) {
         softmax[m].finish();
@@ -202,7 +216,7 @@ MVIT_DEVICE void attention_of_block(const AttentionForward &f, const Queries &qu
         for (int i = 0; i < 2; ++i) {
             const int row = first_row + 16 * m + lane / 4 + 8 * i;
             if (lane % 4 == 0 && row < end.queries)
-                store_row_sum(f, end, row, softmax[m].top[i], softmax[m].sum[i]);
+                store_row_sum(f, end, row, softmax[m].shift[i] * kLn2, softmax[m].sum[i]);
             if (f.splits > 1) {
                 MVIT_UNROLL
                 for (int d = 0; d < 2 * kDimSteps; ++d)

@@ -151,7 +151,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(float32_tile<kTf32>(kDim).threads, float32_t
             sum[slot] += shuffle_xor(sum[slot], mask);
         const int row = first_row + Products::row(slot);
         if (row < block.queries && lane_index() % Products::kLanesOfRow == 0)
-            store_row_sum(f, block, row, top[slot], sum[slot]);
+            store_row_sum(f, block, row, top[slot] * score_scale(p), sum[slot]);
         factor[slot] = is_part ? 1 : 1 / sum[slot];
     }
     Products::scale(o, factor);

@@ -1,6 +1,7 @@
 // From rows in global memory to a swizzled tile in shared memory, and back.
 #pragma once
 
+#include "common/attention_tiles.h"
 #include "cuda/primitives/memory.h"
 #include "cuda/primitives/sync.h"
 
@@ -37,6 +38,21 @@ template <int kRows, int kDim, int kThreads> struct TileCopy {
                 cp_async_16(tile + to + Shared(pass * kStep * Rows::kRowBytes + group * Rows::kGroup * 16),
                             from + group * Rows::kGroup * 16,
                             row + pass * kStep < count && (chunk + group * Rows::kGroup) * 8 < dim);
+            from += step;
+        }
+    }
+
+    // The same where all rows are there.
+    MVIT_DEVICE void start_whole(Shared tile, int dim, bool valid = true) {
+        MVIT_UNROLL
+        for (int pass = 0; pass < kPasses; ++pass) {
+            MVIT_UNROLL
+            for (int group = 0; group < kGroups; ++group) {
+                const bool always = (group + 1) * Rows::kGroup * 8 <= attention_least_dim(kDim);
+                cp_async_16(tile + to + Shared(pass * kStep * Rows::kRowBytes + group * Rows::kGroup * 16),
+                            from + group * Rows::kGroup * 16,
+                            valid && (always || (chunk + group * Rows::kGroup) * 8 < dim));
+            }
             from += step;
         }
     }

@@ -22,6 +22,13 @@ template <int kDim> struct LaneRow {
         for (int i = 0; i < kPairs; ++i)
             at[i] = Rows::offset(row, 2 * i + half);
     }
+    // Of the row whose chunk `half` lies at `first`, in a tile at a multiple of 128 bytes: one register and a few
+    // instructions where addresses would have to be kept.
+    explicit MVIT_DEVICE LaneRow(Shared first) {
+        MVIT_UNROLL
+        for (int i = 0; i < kPairs; ++i)
+            at[i] = first ^ Shared(32 * i);
+    }
     // The chunks are those of the tile's row `row` + 16 * step.
     MVIT_DEVICE Shared operator()(int d, int step) const {
         return at[d % kPairs] + Shared(d / kPairs * Rows::kGroup * 16 + 16 * step * Rows::kRowBytes);

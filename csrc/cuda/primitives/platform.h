@@ -52,6 +52,12 @@ MVIT_DEVICE int opaque(int x) {
 #endif
     return x;
 }
+MVIT_DEVICE int64_t opaque(int64_t x) {
+#ifdef __CUDACC__
+    asm volatile("" : "+l"(x));
+#endif
+    return x;
+}
 
 MVIT_DEVICE int lane_index() { return thread_index() % kWarp; }
 MVIT_DEVICE int warp_index() { return thread_index() / kWarp; }
