@@ -8,7 +8,7 @@ from types import ModuleType
 from torch import Tensor
 
 from mvit_kernels.problem import Grid, Pool
-from tests.cuda.emulated import _assert_margins, _name, _output, _parameter
+from tests.cuda.emulated import _assert_margins, _branch, _name, _output, _parameter
 
 
 def qkv_pool3d_norm_backward(
@@ -41,19 +41,7 @@ def qkv_pool3d_norm_backward(
         found.append([grad_x, *gradients])
         branches.append(
             {
-                "x": x[i].data_ptr(),
-                "strides": x[i].stride()[:3],
-                "out": 0,
-                "thw": thw[i],
-                "kernel": branch.kernel,
-                "stride": branch.stride,
-                "padding": branch.padding,
-                "mode": branch.mode,
-                "weight": _parameter(weight[i]),
-                "per_head_weight": weight[i] is not None and weight[i].shape[0] != dim,
-                "norm_weight": _parameter(norm_weight[i]),
-                "norm_bias": _parameter(norm_bias[i]),
-                "norm_eps": norm_eps[i],
+                **_branch(x[i], None, thw[i], branch, *parameters, norm_eps[i]),
                 "grad": grad[i].data_ptr(),
                 "grad_strides": grad[i].stride()[:3],
                 "grad_x": 0 if grad_x is None else grad_x.data_ptr(),

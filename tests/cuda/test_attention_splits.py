@@ -5,19 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mvit_kernels.models import layer_shapes, list_models
 from tests.cuda import test_pooling_attention as half
 from tests.cuda import test_pooling_attention_float32 as single
 from tests.cuda.emulated import Aligned, pooling_attention
+from tests.cuda.layers import ATTENTION_KERNELS, LEAST_SHARED_BYTES, MULTIPROCESSORS, attention_plans
 from tests.ops.attention_cases import AttentionCase
-
-GPUS = {"A100": 108, "H100": 132, "B200": 148, "RTX 5090": 170, "RTX 3060": 28}
-"""Multiprocessors."""
-
-SHARED_BYTES = {"sm_80": 163 << 10, "sm_86, 89, 120": 99 << 10, "sm_90, 100": 227 << 10}
-"""What one block can have."""
-
-DTYPES = [("bfloat16", False), ("float32", False), ("float32", True)]
 
 CASES = [
     AttentionCase((1, 7, 7), (2, 14, 14), heads=1),
@@ -28,37 +20,28 @@ CASES = [
 ]
 
 
-def plans(dtype: str, tf32: bool, emulation, batch: int, multiprocessors: int):
-    for name in list_models():
-        for layer in layer_shapes(name):
-            sizes = (batch, layer.heads, layer.num_q, layer.num_kv, layer.head_dim)
-            grid = layer.grid_kv if any(layer.table_rows) else (0, 0, 0)
-            yield name, layer, emulation.attention_plan(dtype, tf32, sizes, grid, multiprocessors)
-
-
-@pytest.mark.parametrize(("dtype", "tf32"), DTYPES)
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(("dtype", "tf32"), ATTENTION_KERNELS)
+@pytest.mark.parametrize("gpu", MULTIPROCESSORS)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_every_published_layer_is_covered_once_and_fits(emulation, batch, gpu, dtype, tf32) -> None:
-    for name, layer, plan in plans(dtype, tf32, emulation, batch, GPUS[gpu]):
-        where = f"{name} block {layer.block}"
+    for where, layer, plan in attention_plans(emulation, dtype, tf32, batch, MULTIPROCESSORS[gpu]):
         assert plan["keys_of_split"] % plan["keys"] == 0, where
         assert (plan["splits"] - 1) * plan["keys_of_split"] < layer.num_kv, f"{where}: a split without keys"
         assert layer.num_kv <= plan["splits"] * plan["keys_of_split"], f"{where}: keys are left out"
-        assert plan["shared_bytes"] <= min(SHARED_BYTES.values()), where
+        assert plan["shared_bytes"] <= LEAST_SHARED_BYTES, where
         row_tiles = -(-layer.num_q // plan["rows"])
         assert plan["blocks"] == batch * layer.heads * row_tiles * plan["splits"], where
         parts = batch * layer.heads * layer.num_q * (layer.head_dim + 2) * 4
         assert plan["scratch_bytes"] == (plan["splits"] * parts if plan["splits"] > 1 else 0), where
 
 
-@pytest.mark.parametrize(("dtype", "tf32"), DTYPES)
+@pytest.mark.parametrize(("dtype", "tf32"), ATTENTION_KERNELS)
 def test_split_layers_fill_the_chip_and_full_grids_are_left_alone(emulation, dtype, tf32) -> None:
     split = 0
-    for name, layer, plan in plans(dtype, tf32, emulation, 1, 132):
+    for where, layer, plan in attention_plans(emulation, dtype, tf32, 1, 132):
         row_tiles = layer.heads * -(-layer.num_q // plan["rows"])
         if row_tiles >= 2 * 132:
-            assert plan["splits"] == 1, f"{name} block {layer.block}"
+            assert plan["splits"] == 1, where
         split += plan["splits"] > 1
     assert split > 0
 

@@ -16,12 +16,11 @@ from mvit_kernels.modules import MultiHeadPoolingAttention
 from mvit_kernels.problem import Grid
 from tests.cuda.conftest import DEVICE
 from tests.cuda.emulated import Aligned
+from tests.cuda.kernel_cases import DTYPES, ODD_POOLING
 from tests.numerics import Guarded, assert_gradients_within_rule, assert_within_rule
-from tests.ops import attention_cases, pool_cases
+from tests.ops import attention_cases
 from tests.ops.attention_cases import AttentionCase
 from tests.ops.pool_cases import K3, S1, PoolCase, pool
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 ATTENTION = [
     AttentionCase((2, 5, 7), (2, 3, 4)),
@@ -40,7 +39,7 @@ POOLING = [
 REL_POS: list[tuple[Grid, Grid, int]] = [((2, 5, 7), (2, 3, 4), 96), ((1, 1, 1), (1, 1, 1), 8)]
 if DEVICE == "cuda":  # the emulation has tests of the kernels alone, for these
     ATTENTION += [case for case in attention_cases.ODD_CASES if case.head_dim % 8 == 0]
-    POOLING += [case for case in pool_cases.ODD_CASES if case.head_dim % 8 == 0]
+    POOLING += ODD_POOLING
     REL_POS += [((3, 4, 4), (1, 7, 7), 72), ((1, 7, 3), (4, 2, 14), 128), ((8, 14, 14), (8, 7, 7), 96)]
 
 pytestmark = [pytest.mark.usefixtures("cuda_backend", "poisoned_memory")]

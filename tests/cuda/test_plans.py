@@ -10,17 +10,18 @@ import torch
 from mvit_kernels import models
 from mvit_kernels.backends import query_pooling_model
 from mvit_kernels.backends.cuda import MAX_QUERY_ROW, max_row
-from mvit_kernels.models import LayerShape
 from mvit_kernels.problem import tokens
-from tests.cuda.test_pool_tiles import branches_of
-from tests.cuda.test_pool_tiles import plan as pool_plan
-
-LAYERS = [
-    (f"{name} block {layer.block}", layer) for name in models.list_models() for layer in models.layer_shapes(name)
-]
-LEAST_SHARED_BYTES = 99 << 10
-"""Of a block on sm_86, sm_89 and sm_120."""
-MULTIPROCESSORS = {"A100": 108, "H100": 132, "B200": 148, "RTX 5090": 170}
+from tests.cuda.layers import (
+    ATTENTION_KERNELS,
+    LAYERS,
+    LEAST_SHARED_BYTES,
+    MULTIPROCESSORS,
+    attention_plans,
+    branches_of,
+    grid_of_rel_pos,
+    pool_plan,
+)
+from tests.cuda.layers import attention_sizes as sizes
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -32,21 +33,12 @@ def up(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def sizes(layer: LayerShape, batch: int) -> tuple[int, ...]:
-    return batch, layer.heads, layer.num_q, layer.num_kv, layer.head_dim
-
-
-def grid_of_rel_pos(layer: LayerShape) -> tuple[int, int, int]:
-    return layer.grid_kv if any(layer.table_rows) else (0, 0, 0)
-
-
 @batches
 @pytest.mark.parametrize("gpu", MULTIPROCESSORS)
-@pytest.mark.parametrize(("dtype", "tf32"), [("bfloat16", False), ("float32", False), ("float32", True)])
+@pytest.mark.parametrize(("dtype", "tf32"), ATTENTION_KERNELS)
 def test_attention_leaves_a_gpu_idle_only_where_splitting_gains_little(emulation, batch, gpu, dtype, tf32) -> None:
     """Where keys are not split a multiprocessor has a block, or there are few keys to split."""
-    for where, layer in LAYERS:
-        plan = emulation.attention_plan(dtype, tf32, sizes(layer, batch), grid_of_rel_pos(layer), MULTIPROCESSORS[gpu])
+    for where, layer, plan in attention_plans(emulation, dtype, tf32, batch, MULTIPROCESSORS[gpu]):
         steps = up(layer.num_kv, plan["keys"])
         if plan["splits"] == 1:
             assert plan["blocks"] >= MULTIPROCESSORS[gpu] or steps <= FEW_STEPS, (where, plan)

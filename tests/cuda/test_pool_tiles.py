@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from mvit_kernels import models
-from mvit_kernels.problem import Grid, Pool, tokens, touched_grid
+from mvit_kernels.problem import Grid, Pool, tokens
+from tests.cuda.layers import LAYERS, LEAST_SHARED_BYTES, branch, branches_of, pool_plan
 from tests.ops.pool_cases import K3, S1, pool
-
-LAYERS = [(name, layer) for name in models.list_models() for layer in models.layer_shapes(name)]
-
-
-def branch(thw: Grid, pooling: Pool, **more: object) -> dict[str, Any]:
-    """One branch for the emulation with addresses that nothing follows."""
-    parameter = (256, "float32")
-    return {
-        **{"x": 256, "strides": (0, 0, 0), "out": 0, "thw": thw, "kernel": pooling.kernel, "mode": pooling.mode},
-        **{"stride": pooling.stride, "padding": pooling.padding, "norm_eps": 1e-6, "per_head_weight": False},
-        **{"weight": parameter, "norm_weight": parameter, "norm_bias": parameter},
-        **more,
-    }
-
-
-def branches_of(layer: models.LayerShape) -> list[dict[str, Any]]:
-    """q, k and v as the layer calls them: those of k and v on their touched tokens."""
-    found = [branch(layer.grid, layer.pool_q)] if layer.pool_q is not None else []
-    if layer.pool_kv is not None:
-        touched = touched_grid(layer.pool_kv, layer.grid)
-        found += [branch(touched.thw, touched.pool)] * 2
-    return found
-
-
-def plan(emulation, batch: int, layer: models.LayerShape, dtype: str = "bfloat16") -> list[dict[str, Any]]:
-    return emulation.pool3d_norm_plan(dtype, batch, layer.heads, layer.head_dim, layer.has_cls, branches_of(layer))
 
 
 def reads(thw: Grid, pooling: Pool, at_once: Grid) -> int:
@@ -50,17 +23,17 @@ def reads(thw: Grid, pooling: Pool, at_once: Grid) -> int:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_published_windows_of_three_are_cut_into_tiles_that_fit_every_gpu(emulation, dtype: str) -> None:
-    for name, layer in LAYERS:
-        for of, cut in zip(branches_of(layer), plan(emulation, 1, layer, dtype), strict=True):
-            assert (cut["blocks"] > 0) == (of["kernel"][1:] == (3, 3)) == (cut["strip_blocks"] == 0), (name, layer)
-            assert cut["shared_bytes"] <= 99 << 10, (name, layer)
+    for where, layer in LAYERS:
+        for of, cut in zip(branches_of(layer), pool_plan(emulation, 1, layer, dtype), strict=True):
+            assert (cut["blocks"] > 0) == (of["kernel"][1:] == (3, 3)) == (cut["strip_blocks"] == 0), where
+            assert cut["shared_bytes"] <= LEAST_SHARED_BYTES, where
             assert cut["lines"] * layer.head_dim // 2 <= 192, "a thread for each line and two channels"
 
 
 def test_the_count_of_reads_is_that_of_the_tiles(emulation) -> None:
     for _, layer in LAYERS:
         for batch in (1, 8):
-            for of, cut in zip(branches_of(layer), plan(emulation, batch, layer), strict=True):
+            for of, cut in zip(branches_of(layer), pool_plan(emulation, batch, layer), strict=True):
                 pooling = Pool(of["mode"], of["kernel"], of["stride"], of["padding"])
                 at_once = (cut["run"], cut["lines"], 7) if cut["blocks"] else (1, 1, 4)
                 assert cut["tokens_read"] == reads(of["thw"], pooling, at_once)
@@ -69,16 +42,16 @@ def test_the_count_of_reads_is_that_of_the_tiles(emulation) -> None:
 
 def test_a_batch_that_fills_a_gpu_reads_a_token_about_once(emulation) -> None:
     """All that is read again is the halo of a tile of 4 x 7 outputs."""
-    for name, layer in LAYERS:
-        for of, cut in zip(branches_of(layer), plan(emulation, 64, layer), strict=True):
+    for where, layer in LAYERS:
+        for of, cut in zip(branches_of(layer), pool_plan(emulation, 64, layer), strict=True):
             most = 2.0 if of["stride"][1] < 2 else 1.35 if of["stride"][1] < of["kernel"][1] else 1.0
-            assert cut["tokens_read"] <= most * cut["tokens_needed"], (name, layer, cut)
+            assert cut["tokens_read"] <= most * cut["tokens_needed"], (where, cut)
 
 
 def test_tiles_read_less_than_strips_in_every_layer_of_mvit_v2_s(emulation) -> None:
     """Prints the table of docs/performance.md with `-s`."""
     for layer in models.layer_shapes("mvit_v2_s_16x4"):
-        cuts = [plan(emulation, batch, layer) for batch in (8, 1)]
+        cuts = [pool_plan(emulation, batch, layer) for batch in (8, 1)]
         for i, of in enumerate(branches_of(layer)[:2]):
             pooling = Pool(of["mode"], of["kernel"], of["stride"], of["padding"])
             needed = cuts[0][i]["tokens_needed"]
@@ -94,7 +67,7 @@ def test_tiles_read_less_than_strips_in_every_layer_of_mvit_v2_s(emulation) -> N
 
 def test_a_small_batch_is_cut_along_t_and_a_large_one_is_not(emulation) -> None:
     layer = models.layer_shapes("mvit_v2_s_16x4")[0]
-    alone, many = plan(emulation, 1, layer), plan(emulation, 64, layer)
+    alone, many = pool_plan(emulation, 1, layer), pool_plan(emulation, 64, layer)
     assert sum(cut["blocks"] for cut in alone) > 200 and alone[0]["run"] < 8
     assert {cut["run"] for cut in many} == {8}
 

@@ -7,25 +7,9 @@ import torch
 
 from mvit_kernels import reference
 from tests.cuda.emulated import Aligned, pooling_attention
+from tests.cuda.kernel_cases import ATTENTION, ATTENTION_OF_PUBLISHED_LAYERS, HALF
 from tests.numerics import assert_within_rule, double
 from tests.ops.attention_cases import AttentionCase
-
-DTYPES = [torch.float16, torch.bfloat16]
-
-CASES = [
-    AttentionCase((1, 1, 1), (1, 1, 1), has_cls=False, rel_pos=False, heads=1),
-    AttentionCase((1, 1, 1), (1, 1, 1), heads=1),
-    AttentionCase((2, 7, 7), (2, 7, 7)),
-    AttentionCase((1, 3, 5), (1, 13, 11), head_dim=80, residual="all"),
-    AttentionCase((1, 8, 9), (1, 5, 5), head_dim=72, has_cls=False, residual="all", batch=2),
-    AttentionCase((1, 7, 7), (1, 13, 17), head_dim=64, residual="none"),
-    AttentionCase((3, 5, 7), (1, 2, 2), head_dim=48, rel_pos=False),
-    AttentionCase((1, 6, 6), (1, 8, 8), head_dim=128, has_cls=False, residual="none", rel_pos=False),
-    AttentionCase((1, 6, 6), (2, 7, 11), head_dim=128, heads=1),
-    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=8, heads=3),
-    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=104, heads=1),
-    AttentionCase((2, 3, 3), (2, 3, 3), batch=0),
-]
 
 # More relative-position entries than the product with a one-hot matrix takes, and the last that it does.
 MANY_ENTRIES = [
@@ -33,12 +17,6 @@ MANY_ENTRIES = [
     AttentionCase((1, 3, 5), (1, 24, 24), heads=1),
     AttentionCase((1, 9, 9), (1, 23, 24), heads=1, head_dim=64),
     AttentionCase((1, 2, 2), (1, 2, 60), heads=1, head_dim=128),
-]
-
-PUBLISHED = [
-    AttentionCase((1, 8, 9), (8, 7, 7), heads=1, rel_pos=False),  # MViTv1-B blocks 0 and 4 to 12: Nk = 393
-    AttentionCase((1, 5, 8), (8, 7, 7), heads=1),  # MViTv2-S
-    AttentionCase((1, 6, 6), (1, 7, 7), head_dim=72, has_cls=False, residual="all"),  # MViTv2-L, image
 ]
 
 
@@ -56,8 +34,8 @@ def check(
     assert_within_rule(lse, eager_lse, oracle_lse, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES + MANY_ENTRIES + PUBLISHED, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("case", ATTENTION + MANY_ENTRIES + ATTENTION_OF_PUBLISHED_LAYERS, ids=str)
 def test_attention_matches_float64(emulation, case, dtype) -> None:
     check(emulation, case, dtype)
 
@@ -114,7 +92,7 @@ def test_relative_position_may_exclude_keys(emulation, excluded, scale, has_cls)
     torch.testing.assert_close(lse[finite].double(), oracle_lse[finite], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_large_relative_position_keeps_its_small_differences(emulation, dtype) -> None:
     case = AttentionCase((1, 3, 5), (2, 7, 7), heads=1)
     inputs = case.inputs(Aligned(), dtype)
@@ -134,7 +112,7 @@ def test_large_scores_do_not_overflow(emulation) -> None:
     torch.testing.assert_close(out.double(), oracle, rtol=2e-2, atol=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("rise", [1.0, 5.0, 40.0])
 def test_scores_may_rise_and_fall_from_tile_to_tile(emulation, rise, dtype) -> None:
     """By less than a probability may exceed 1 before sums and outputs are rescaled, and by more."""

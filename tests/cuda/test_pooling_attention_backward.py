@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mvit_kernels import reference
 from tests.cuda.emulated import Aligned, pooling_attention_backward
+from tests.cuda.kernel_cases import ATTENTION, ATTENTION_OF_PUBLISHED_LAYERS, HALF
 from tests.numerics import assert_within_rule
 from tests.ops.attention_cases import AttentionCase
 
-DTYPES = [torch.float16, torch.bfloat16]
 NAMES = ("q", "k", "v", "rel_pos")
 
 
@@ -68,39 +68,16 @@ class Problem:
                     raise AssertionError(f"gradient of {name}: {error}") from None
 
 
-CASES = [
-    AttentionCase((1, 1, 1), (1, 1, 1), has_cls=False, rel_pos=False, heads=1),
-    AttentionCase((1, 1, 1), (1, 1, 1), heads=1),
-    AttentionCase((2, 7, 7), (2, 7, 7)),
-    AttentionCase((1, 3, 5), (1, 13, 11), head_dim=80, residual="all"),
-    AttentionCase((1, 8, 9), (1, 5, 5), head_dim=72, has_cls=False, residual="all", batch=2),
-    AttentionCase((1, 7, 7), (1, 13, 5), head_dim=64, residual="none"),
-    AttentionCase((3, 5, 7), (1, 2, 2), head_dim=48, rel_pos=False),
-    AttentionCase((1, 5, 6), (1, 8, 8), head_dim=128, has_cls=False, residual="none", rel_pos=False),
-    AttentionCase((1, 6, 6), (2, 7, 5), head_dim=128, heads=1),
-    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=8, heads=3),
-    AttentionCase((1, 3, 3), (1, 9, 9), head_dim=104, heads=1),
-    AttentionCase((2, 3, 3), (2, 3, 3), batch=0),
-]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_gradients_match_float64(emulation, case, dtype) -> None:
     problem = Problem(case, dtype)
     problem.check(problem.run(emulation))
     problem.make.assert_untouched()
 
 
-PUBLISHED = [
-    AttentionCase((1, 8, 9), (8, 7, 7), heads=1, rel_pos=False),  # MViTv1-B blocks 0 and 4 to 12: Nk = 393
-    AttentionCase((1, 5, 8), (8, 7, 7), heads=1),  # MViTv2-S
-    AttentionCase((1, 6, 6), (1, 7, 7), head_dim=72, has_cls=False, residual="all"),  # MViTv2-L, image
-]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", PUBLISHED, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("case", ATTENTION_OF_PUBLISHED_LAYERS, ids=str)
 def test_gradients_match_float64_on_published_layers(emulation, case, dtype) -> None:
     problem = Problem(case, dtype, seed=1, lse_gradient=False)
     problem.check(problem.run(emulation))
@@ -173,7 +150,7 @@ def test_any_scale_is_right(emulation, scale, rel_pos) -> None:
     problem.check(problem.run(emulation))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_keys_excluded_by_a_rel_pos_of_minus_infinity_have_no_gradient(emulation, dtype) -> None:
     problem = Problem(AttentionCase((1, 3, 5), (3, 4, 6), heads=1, head_dim=48), dtype)
     problem.inputs["rel_pos"][..., 1] = -torch.inf  # all keys of t = 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
 from mvit_kernels.reference.pooling_attention import expand_rel_pos
 from tests.cuda.emulated import pooling_attention
-from tests.cuda.test_pooling_attention_backward import CASES, NAMES, PUBLISHED, Problem
+from tests.cuda.kernel_cases import attention_of_more_than_a_few_numbers
+from tests.cuda.test_pooling_attention_backward import NAMES, Problem
 from tests.cuda.test_pooling_attention_float32 import tf32
 from tests.ops.attention_cases import AttentionCase
 
@@ -58,12 +57,8 @@ class Float32Problem(Problem):
         return super().run(emulation, seed, tf32=self.rounded, **options)
 
 
-# Where a case has one query or key, the error of a gradient that is zero is a matter of luck.
-SINGLE = [replace(case, batch=8, heads=4) if case.num_q <= 2 else case for case in CASES + PUBLISHED]
-
-
 @BOTH
-@pytest.mark.parametrize("case", SINGLE, ids=str)
+@pytest.mark.parametrize("case", attention_of_more_than_a_few_numbers(8), ids=str)
 def test_gradients_match_float64(emulation, case, rounded) -> None:
     problem = Float32Problem(case, rounded)
     problem.check(problem.run(emulation))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from mvit_kernels import reference
 from mvit_kernels.reference.pooling_attention import expand_rel_pos
 from tests.cuda.emulated import Aligned, pooling_attention
-from tests.cuda.test_pooling_attention import CASES, PUBLISHED
+from tests.cuda.kernel_cases import attention_of_more_than_a_few_numbers
 from tests.numerics import assert_within_rule, double
 from tests.ops.attention_cases import AttentionCase
 
@@ -49,12 +47,8 @@ def check(emulation, case: AttentionCase, *, tf32: bool = False, seed: int = 0, 
     assert_within_rule(lse, eager_lse, oracle_lse, dtype=dtype)
 
 
-# Where a case has one query, the error of its one log-sum-exp is a matter of luck.
-SINGLE = [replace(case, batch=16, heads=4) if case.num_q <= 2 else case for case in CASES + PUBLISHED]
-
-
 @pytest.mark.parametrize("tf32", [False, True], ids=["ieee", "tf32"])
-@pytest.mark.parametrize("case", SINGLE, ids=str)
+@pytest.mark.parametrize("case", attention_of_more_than_a_few_numbers(16), ids=str)
 def test_attention_matches_float64(emulation, case, tf32) -> None:
     check(emulation, case, tf32=tf32)
 

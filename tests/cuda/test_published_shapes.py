@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.cuda.conftest import DEVICE
+from tests.cuda.kernel_cases import DTYPES
 from tests.ops import test_published_shapes as shared
 from tests.ops.attention_cases import AttentionCase
 from tests.ops.pool_cases import PoolCase
 
 pytestmark = [pytest.mark.usefixtures("cuda_backend", "poisoned_memory")]
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 NEEDS_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cpu", reason="a published shape at full size needs an NVIDIA GPU: torch sees none"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import mvit_kernels
-from mvit_kernels import backends, mhpa, models, ops, reference
+from mvit_kernels import backends, mhpa, ops, reference
 from mvit_kernels.backends import cuda
 from mvit_kernels.description import HostPool, Windows
 from mvit_kernels.models import LayerShape
@@ -22,11 +22,11 @@ from mvit_kernels.problem import Grid
 from mvit_kernels.query_pooling import ENVIRONMENT_VARIABLE, use_query_pooling
 from tests.cuda.conftest import DEVICE
 from tests.cuda.emulated import Aligned
+from tests.cuda.kernel_cases import HALF
+from tests.cuda.layers import LAYERS
 from tests.cuda.test_pooled_query_attention import CASES, Case
 from tests.numerics import Guarded, assert_within_rule
 from tests.ops.pool_cases import K3, PoolCase, pool
-
-DTYPES = [torch.float16, torch.bfloat16]
 
 pytestmark = [pytest.mark.usefixtures("cuda_backend", "poisoned_memory")]
 
@@ -69,7 +69,7 @@ def spelled_out(given: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", [Aligned, Guarded])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
 def test_op_matches_float64_whatever_the_alignment(case: Case, dtype: torch.dtype, layout: type[Guarded]) -> None:
     memory = layout(device=DEVICE)
@@ -191,14 +191,13 @@ def layer_like(shape: LayerShape, grid: Grid, dim: int = 32) -> MultiHeadPooling
 def published() -> dict[str, LayerShape]:
     """One layer of each kind in the published models: geometry, rel-pos, cls, residual."""
     found = {}
-    for name in models.list_models():
-        for shape in models.layer_shapes(name):
-            if shape.pool_q is None or shape.pool_kv is None:
-                continue
-            rel_pos = "".join(axis for axis, rows in zip("thw", shape.table_rows, strict=True) if rows)
-            pooling = f"q {shape.pool_q} kv {shape.pool_kv}".replace(" ", "_")
-            kind = f"{pooling}-D{shape.head_dim}-{rel_pos}-{shape.residual}-{'cls' if shape.has_cls else 'nocls'}"
-            found.setdefault(kind, shape)
+    for _, shape in LAYERS:
+        if shape.pool_q is None or shape.pool_kv is None:
+            continue
+        rel_pos = "".join(axis for axis, rows in zip("thw", shape.table_rows, strict=True) if rows)
+        pooling = f"q {shape.pool_q} kv {shape.pool_kv}".replace(" ", "_")
+        kind = f"{pooling}-D{shape.head_dim}-{rel_pos}-{shape.residual}-{'cls' if shape.has_cls else 'nocls'}"
+        found.setdefault(kind, shape)
     return found
 
 
@@ -225,7 +224,7 @@ def attended_by(call: Callable[[], Any]) -> list[str]:
 V2 = PUBLISHED[next(kind for kind in PUBLISHED if "-thw-" in kind)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_published_layers_are_as_exact_as_with_q_pooled_apart(kind: str, dtype: torch.dtype) -> None:
     shape = PUBLISHED[kind]

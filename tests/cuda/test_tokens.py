@@ -8,11 +8,9 @@ from torch import Tensor
 
 from mvit_kernels import reference
 from tests.cuda.emulated import Aligned, decomposed_rel_pos, qkv_pool3d_norm
+from tests.cuda.kernel_cases import DTYPES, POOLING, REL_POS, three_poolings
 from tests.numerics import assert_within_rule, double
-from tests.ops.pool_cases import K3, ODD_CASES, S1, PoolCase, pool
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-CASES = [case for case in ODD_CASES if case.head_dim % 8 == 0]
+from tests.ops.pool_cases import K3, S1, PoolCase, pool
 
 
 def check_pool(emulation, cases: list[PoolCase], dtype: torch.dtype, seed: int = 0) -> None:
@@ -37,15 +35,15 @@ def check_pool(emulation, cases: list[PoolCase], dtype: torch.dtype, seed: int =
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", POOLING, ids=str)
 def test_pooling_matches_float64(emulation, case: PoolCase, dtype: torch.dtype) -> None:
     check_pool(emulation, [case], dtype)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_three_poolings_in_one_launch(emulation, seed: int) -> None:
-    q, kv = PoolCase((2, 9, 7), pool("conv", K3, (1, 2, 2))), PoolCase((2, 9, 7), pool("conv", K3, (1, 4, 4)))
-    check_pool(emulation, [q, kv, PoolCase((2, 9, 7), pool("max", K3, S1), norm=False)], torch.bfloat16, seed)
+    skip = PoolCase((2, 9, 7), pool("max", K3, S1), norm=False)
+    check_pool(emulation, three_poolings(skip), torch.bfloat16, seed)
 
 
 @pytest.mark.parametrize("mode", ["conv", "avg", "max"])
@@ -62,15 +60,7 @@ def test_nan_reaches_the_windows_it_is_in_and_no_other(emulation, mode: str) -> 
 
 @pytest.mark.parametrize("table_dtype", [None, torch.float32], ids=["tables of q's dtype", "float32 tables"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("grid_q", "grid_k", "dim", "has_cls"),
-    [
-        ((1, 1, 1), (1, 1, 1), 8, False),
-        ((2, 5, 7), (2, 3, 4), 96, True),
-        ((3, 4, 4), (1, 7, 7), 72, False),
-        ((1, 7, 3), (4, 2, 14), 128, True),
-    ],
-)
+@pytest.mark.parametrize(("grid_q", "grid_k", "dim", "has_cls"), REL_POS)
 def test_relative_position_matches_float64(emulation, grid_q, grid_k, dim, has_cls, dtype, table_dtype) -> None:
     make = Aligned()
     q = make(2, 3, int(has_cls) + grid_q[0] * grid_q[1] * grid_q[2], dim, dtype=dtype)

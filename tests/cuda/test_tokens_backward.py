@@ -10,25 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvit_kernels import models, reference
+from mvit_kernels import reference
 from mvit_kernels.problem import tokens
 from tests.cuda.emulated import Aligned
 from tests.cuda.emulated_tokens_backward import decomposed_rel_pos_backward, qkv_pool3d_norm_backward
+from tests.cuda.kernel_cases import DTYPES, POOLING, REL_POS, three_poolings
+from tests.cuda.layers import LAYERS, LEAST_SHARED_BYTES, branch
 from tests.numerics import assert_gradients_within_rule, assert_within_rule, double
-from tests.ops.pool_cases import K3, ODD_CASES, S1, PoolCase, pool
+from tests.ops.pool_cases import K3, S1, PoolCase, pool
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ALL = (True, True, True, True)
-CASES = [replace(case, batch=min(case.batch, 2)) for case in ODD_CASES if case.head_dim % 8 == 0] + [
-    PoolCase((2, 9, 9), pool("conv", (1, 3, 3), (1, 8, 8)), head_dim=72),
-    PoolCase((3, 5, 7), pool("conv", K3, (2, 2, 2)), head_dim=48, batch=2, has_cls=False),
-    PoolCase((1, 7, 5), pool("avg", (1, 3, 3), (1, 2, 2)), head_dim=80),
-    PoolCase((2, 5, 3), pool("max", K3, (1, 2, 2)), head_dim=128),
-    PoolCase((3, 3, 5), pool("conv", (1, 1, 1), S1), head_dim=64, affine=False),
-    PoolCase((2, 3, 11), pool("conv", (2, 2, 7), (1, 1, 2)), head_dim=96, heads=3, per_channel=True),
-    PoolCase((1, 5, 5), pool("conv", K3, (1, 2, 2)), heads=1, head_dim=136, norm=False),
-]
-assert {case.head_dim for case in CASES} >= {48, 64, 72, 80, 96, 128}
+CASES = [replace(case, batch=min(case.batch, 2)) for case in POOLING]
 
 
 class Branches:
@@ -90,9 +82,8 @@ def test_pooling_gradients_match_float64(emulation, case: PoolCase, dtype: torch
 
 @pytest.mark.parametrize("seed", range(5))
 def test_three_branches_in_one_call_in_every_order_of_threads(emulation, seed: int) -> None:
-    q, kv = PoolCase((2, 9, 7), pool("conv", K3, (1, 2, 2))), PoolCase((2, 9, 7), pool("conv", K3, (1, 4, 4)))
     skip = PoolCase((2, 9, 7), pool("max", (1, 3, 3), (1, 2, 2)), norm=False)
-    Branches([q, kv, skip], torch.bfloat16, seed).check(emulation, seed)
+    Branches(three_poolings(skip), torch.bfloat16, seed).check(emulation, seed)
 
 
 # Enough tokens for several blocks and parts of every sum.
@@ -183,11 +174,10 @@ def test_a_maximum_over_more_taps_than_a_winner_can_name_is_refused(emulation) -
 
 # ---- How a problem is divided ----
 
-LAYERS = sorted(
+POOLINGS = sorted(
     {
         (pooling, layer.grid, layer.heads, layer.head_dim, layer.has_cls)
-        for name in models.list_models()
-        for layer in models.layer_shapes(name)
+        for _, layer in LAYERS
         for pooling in (layer.pool_q, layer.pool_kv)
         if pooling is not None
     },
@@ -197,21 +187,19 @@ LAYERS = sorted(
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_every_published_layer_fills_a_gpu_and_needs_little_scratch_memory(emulation, batch: int) -> None:
-    for pooling, thw, heads, dim, has_cls in LAYERS:
+    for pooling, thw, heads, dim, has_cls in POOLINGS:
         parameter = (1 << 20, "float32")
-        branch = {
-            **{"x": 256, "strides": (0, 0, 0), "out": 0, "thw": thw, "kernel": pooling.kernel},
-            **{"stride": pooling.stride, "padding": pooling.padding, "mode": pooling.mode, "norm_eps": 1e-6},
-            **{"weight": parameter, "per_head_weight": False, "norm_weight": parameter, "norm_bias": parameter},
+        gradients = {
             **{"grad": 256, "grad_strides": (0, 0, 0), "grad_x": 256, "grad_x_strides": (0, 0, 0)},
             **{f"grad_{name}": parameter for name in ("weight", "norm_weight", "norm_bias")},
         }
-        plan = emulation.pool3d_norm_backward_plan("bfloat16", batch, heads, dim, has_cls, [branch])
+        of = branch(thw, pooling, **gradients)
+        plan = emulation.pool3d_norm_backward_plan("bfloat16", batch, heads, dim, has_cls, [of])
         (blocks,) = plan["branches"]
         taps = tokens(pooling.kernel)
         outputs = batch * heads * (has_cls + tokens(pooling.out_grid(thw)))
         assert plan["bytes"] <= 2 * dim * outputs + (16 << 20), "dy, and sums of a few MiB"
-        assert blocks["shared_bytes"] <= 99 << 10, "what a block has on every architecture"
+        assert blocks["shared_bytes"] <= LEAST_SHARED_BYTES
         # No block is without outputs, and small layers are still cut into many.
         if pooling.kernel[1:] == (3, 3):
             assert blocks["weight"] == 0
@@ -226,15 +214,6 @@ def test_every_published_layer_fills_a_gpu_and_needs_little_scratch_memory(emula
 
 
 # ---- Relative position ----
-
-GRIDS = [
-    ((1, 1, 1), (1, 1, 1), 8, False),
-    ((2, 5, 7), (2, 3, 4), 96, True),
-    ((3, 4, 4), (1, 7, 7), 72, False),
-    ((1, 7, 3), (4, 2, 14), 128, True),
-    ((2, 3, 9), (1, 9, 17), 48, True),
-    ((1, 2, 3), (2, 2, 2), 136, False),
-]
 
 
 class RelPos:
@@ -269,7 +248,7 @@ class RelPos:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", GRIDS, ids=str)
+@pytest.mark.parametrize("case", REL_POS, ids=str)
 def test_relative_position_gradients_match_float64(emulation, case, dtype: torch.dtype) -> None:
     problem = RelPos(*case, dtype)
     results = zip(problem.kernel(emulation), problem.reference(), problem.reference(double), strict=True)
