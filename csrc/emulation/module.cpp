@@ -12,4 +12,5 @@ PYBIND11_MODULE(mvit_emulation, m) {
     mvit::emulation::add_token_kernels(m);
     mvit::emulation::add_token_backward_kernels(m);
     mvit::emulation::add_plans(m);
+    mvit::emulation::add_products(m);
 }

@@ -14,5 +14,6 @@ void add_attention_backward_kernels(pybind11::module_ &m);
 void add_token_kernels(pybind11::module_ &m);
 void add_token_backward_kernels(pybind11::module_ &m);
 void add_plans(pybind11::module_ &m);
+void add_products(pybind11::module_ &m);
 
 } // namespace mvit::emulation
