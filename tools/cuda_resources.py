@@ -79,13 +79,14 @@ FAMILIES = {
     ),
     "attention_combine": Family((_TYPES,), "attention_combine", "AttentionForward", 64, 0),
     "attention_grad_q": Family(
-        (_HALF, ATTENTION_DIMS, _BOOL), "attention_grad_q", "AttentionBackwardWork", 255, 99, ("",), passes=2
+        *((_HALF, ATTENTION_DIMS, _BOOL, _BOOL), "attention_grad_q", "AttentionBackwardWork", 255, 99, ("",)),
+        passes=2,
     ),
     "attention_grad_kv": Family(
         (_HALF, ATTENTION_DIMS, _BOOL), "attention_grad_kv", "AttentionBackwardWork", 255, 92, ("",), passes=2
     ),
     "attention_grad_q_float32": Family(
-        *((ATTENTION_DIMS, _BOOL, _BOOL), "attention_grad_q_float32", "AttentionBackwardWork", 255, 96),
+        *((ATTENTION_DIMS, _BOOL, _BOOL, _BOOL), "attention_grad_q_float32", "AttentionBackwardWork", 255, 96),
         tuple(f"{dim}, true" for dim in ATTENTION_DIMS),
         passes=4,
     ),

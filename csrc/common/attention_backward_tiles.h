@@ -85,15 +85,73 @@ static constexpr int64_t max_backward_rel_pos_row(DType dtype, int64_t head_dim,
 constexpr int64_t kGradKvBlocks = 512; // wanted: about two waves of two blocks on 132 multiprocessors
 constexpr int64_t kGradKvLeastTiles = 8;
 
+// The gradient of q: with few queries the keys are split over blocks. Each part needs the whole delta, so there are two
+// launches, one for each walk over the keys: the first leaves delta's sums of the parts, the second adds them up in
+// order and leaves sums of the gradients, which attention_grad_sum adds up in order.
+//
+// Whether that pays is a model of time, in cycles of a multiprocessor. A block's walks are 5 products of 16 rows with
+// 64 for each tile of keys and warp, 2 of them in the first. Two blocks on a multiprocessor take 1.25 for the steps of
+// both, as in the forward. What is fixed is the forward's too, 1536 cycles for each step of its model: a block's start
+// and end, writing a part, the start of one launch after another, reading 64 bytes a cycle of the parts. Sums of
+// rel-pos rows in float32, which are not products, are not in it.
+constexpr int64_t kGradQBlockCycles = 2300;
+constexpr int64_t kGradQPartCycles = 1500;
+constexpr int64_t kGradQLaunchCycles = 6900; // of the second launch and the sums
+constexpr int64_t kMaxKeyParts = 16;
+
+// Multiply-adds of a warp in a cycle.
+static constexpr int64_t multiply_adds_of_warp(AttentionKernel kernel) {
+    return kernel == AttentionKernel::half ? 256 : kernel == AttentionKernel::tf32 ? 128 : 32;
+}
+
+// `tiles`: the key tiles of a block; `blocks` are all, of all parts. In 16ths of a cycle.
+static constexpr int64_t grad_q_cost(const AttentionProblem &p, int64_t blocks, int64_t tiles, int64_t parts,
+                                     int64_t multiprocessors) {
+    const int64_t rounds = blocks / (2 * multiprocessors), rest = blocks % (2 * multiprocessors);
+    const int64_t time = 20 * rounds + (rest > multiprocessors ? 20 : rest > 0 ? 16 : 0);
+    const int64_t product = 16 * kBackwardTile * attention_dim(p.head_dim) / multiply_adds_of_warp(attention_kernel(p));
+    if (parts == 1)
+        return time * (5 * product * tiles + kGradQBlockCycles);
+    const int64_t part_bytes = kBackwardTile * (p.head_dim + rel_pos_entries(p)) * 4;
+    return time * (5 * product * tiles + 2 * kGradQBlockCycles + kGradQPartCycles) + 16 * kGradQLaunchCycles +
+           16 * ceil_div(blocks, multiprocessors) * part_bytes / 64;
+}
+
+struct KeyParts {
+    int64_t parts, tiles; // key tiles of one
+};
+
+// Not where all multiprocessors are busy; nor in more parts than fill them twice, for their sums would be large.
+static constexpr KeyParts grad_q_parts(const AttentionProblem &p, int64_t blocks, int64_t tiles,
+                                       int64_t multiprocessors) {
+    KeyParts best = {1, tiles};
+    if (blocks >= 2 * multiprocessors)
+        return best;
+    for (int64_t wanted = 2; wanted <= min(tiles, kMaxKeyParts); ++wanted) {
+        const int64_t of_part = ceil_div(tiles, wanted), parts = ceil_div(tiles, of_part);
+        if (blocks * parts <= 4 * multiprocessors &&
+            grad_q_cost(p, blocks * parts, of_part, parts, multiprocessors) <
+                grad_q_cost(p, blocks * best.parts, best.tiles, best.parts, multiprocessors))
+            best = {parts, of_part};
+    }
+    return best;
+}
+
 struct AttentionBackwardPlan {
-    int64_t query_tiles, key_tiles;                             // of one head
-    int64_t parts, part_tiles;                                  // of the queries; query tiles of one
-    int64_t statistics, bias_rows, k_sums, v_sums, total_bytes; // places in the scratch memory
+    int64_t query_tiles, key_tiles;    // of one head
+    int64_t parts, part_tiles;         // of the queries, for k and v; query tiles of one
+    int64_t key_parts, key_part_tiles; // of the keys, for q; key tiles of one
+    // Places in the scratch memory.
+    int64_t statistics, bias_rows, k_sums, v_sums, delta_sums, q_sums, rel_pos_sums, total_bytes;
 };
 
 static constexpr int64_t round_to_256(int64_t bytes) { return round_up(bytes, 256); }
 
-static constexpr AttentionBackwardPlan attention_backward_plan(const AttentionBackwardProblem &g) {
+// Numbers of each query that the parts of the keys add up before the second walk: delta, and in float32 the sum of P.
+static constexpr int64_t delta_numbers(DType dtype) { return dtype == DType::f32 ? 2 : 1; }
+
+static constexpr AttentionBackwardPlan attention_backward_plan(const AttentionBackwardProblem &g,
+                                                               int64_t multiprocessors) {
     const AttentionProblem &p = g.forward;
     const int64_t heads = p.batch * p.heads, entries = rel_pos_entries(p);
     AttentionBackwardPlan plan = {};
@@ -112,19 +170,43 @@ static constexpr AttentionBackwardPlan attention_backward_plan(const AttentionBa
     if (needs_kv && is_half)
         plan.k_sums += round_to_256(heads * p.queries * stored_bias_row_bytes(entries));
     plan.v_sums = plan.k_sums + (g.k ? round_to_256(sums) : 0);
-    plan.total_bytes = plan.v_sums + (g.v ? round_to_256(sums) : 0);
+    const KeyParts keys = grad_q_parts(p, heads * plan.query_tiles, plan.key_tiles, multiprocessors);
+    plan.key_parts = keys.parts, plan.key_part_tiles = keys.tiles;
+    const int64_t rows = plan.key_parts > 1 ? plan.key_parts * heads * p.queries : 0;
+    const int64_t padded = plan.key_parts > 1 ? plan.key_parts * heads * plan.query_tiles * kBackwardTile : 0;
+    plan.delta_sums = plan.v_sums + (g.v ? round_to_256(sums) : 0);
+    plan.q_sums = plan.delta_sums + round_to_256(padded * delta_numbers(p.dtype) * 4);
+    plan.rel_pos_sums = plan.q_sums + (g.q ? round_to_256(rows * p.head_dim * 4) : 0);
+    plan.total_bytes = plan.rel_pos_sums + (g.rel_pos ? round_to_256(rows * entries * 4) : 0);
     return plan;
 }
 
 static constexpr int64_t grad_q_blocks(const AttentionBackwardProblem &g, const AttentionBackwardPlan &plan) {
-    return g.forward.batch * g.forward.heads * plan.query_tiles;
+    return g.forward.batch * g.forward.heads * plan.query_tiles * plan.key_parts;
 }
 static constexpr int64_t grad_kv_blocks(const AttentionBackwardProblem &g, const AttentionBackwardPlan &plan) {
     return g.k || g.v ? g.forward.batch * g.forward.heads * plan.key_tiles * plan.parts : 0;
 }
-// Of attention_grad_sum: a thread adds eight channels of k and of v.
-static constexpr int64_t grad_sum_threads(const AttentionBackwardProblem &g) {
-    return g.forward.batch * g.forward.heads * g.forward.keys * g.forward.head_dim / 8;
+// What attention_grad_sum adds up, each in blocks of its own: a thread has eight channels of k and of v, eight of q, or
+// an entry of a rel-pos row.
+enum class GradSum : int { kv, q, rel_pos };
+
+static constexpr int64_t grad_sum_threads(const AttentionBackwardProblem &g, const AttentionBackwardPlan &plan,
+                                          GradSum of) {
+    const AttentionProblem &p = g.forward;
+    const int64_t heads = p.batch * p.heads;
+    switch (of) {
+    case GradSum::kv:
+        return (g.k || g.v) && plan.parts > 1 ? heads * p.keys * p.head_dim / 8 : 0;
+    case GradSum::q:
+        return g.q && plan.key_parts > 1 ? heads * p.queries * p.head_dim / 8 : 0;
+    default:
+        return g.rel_pos && plan.key_parts > 1 ? heads * p.queries * rel_pos_entries(p) : 0;
+    }
+}
+static constexpr int64_t grad_sum_blocks(const AttentionBackwardProblem &g, const AttentionBackwardPlan &plan,
+                                         GradSum of) {
+    return ceil_div(grad_sum_threads(g, plan, of), kBackwardThreads);
 }
 
 // What the kernels are told: the problem, its plan and the scratch memory.
@@ -132,6 +214,7 @@ struct AttentionBackwardWork {
     AttentionBackwardProblem gradients;
     AttentionBackwardPlan plan;
     char *scratch;
+    bool second; // of the launches of attention_grad_q where keys are split
 };
 
 } // namespace mvit

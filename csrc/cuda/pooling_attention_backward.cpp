@@ -1,5 +1,6 @@
 #include "cuda/launchers.h"
 #include "cuda/primitives/channels.h"
+#include "cuda/primitives/device.h"
 
 #include <type_traits>
 
@@ -32,19 +33,20 @@ template <class T> const char *kernels_of_dim(const AttentionBackwardWork &w, St
 
 template <class T> const char *of_type(const AttentionBackwardWork &w, Stream stream) {
     const char *const reason = kernels_of_dim<T>(w, stream);
-    return reason || w.plan.parts == 1 ? reason : launch_attention_grad_sum<T>(w, stream);
+    return reason ? reason : launch_attention_grad_sum<T>(w, stream);
 }
 
 } // namespace
 
 int64_t pooling_attention_backward_scratch(const AttentionBackwardProblem &p) {
-    return attention_backward_plan(p).total_bytes;
+    return attention_backward_plan(p, multiprocessors()).total_bytes;
 }
 
 const char *pooling_attention_backward(const AttentionBackwardProblem &p, void *scratch, Stream stream) {
     if (!p.q && !p.k && !p.v && !p.rel_pos)
         return nullptr;
-    const AttentionBackwardWork work = {p, attention_backward_plan(p), static_cast<char *>(scratch)};
+    const AttentionBackwardWork work = {p, attention_backward_plan(p, multiprocessors()), static_cast<char *>(scratch),
+                                        false};
     switch (p.forward.dtype) {
     case DType::f16:
         return of_type<f16>(work, stream);

@@ -1,6 +1,7 @@
 // The backward of attention, as functions of pointers, sizes and strides: what the bindings do, without torch.
 #include "cuda/launchers.h"
 #include "emulation/arguments.h"
+#include "emulation/block.h"
 #include "emulation/module.h"
 
 namespace mvit::emulation {
@@ -45,12 +46,13 @@ AttentionBackwardProblem problem_of(const std::string &dtype, bool tf32, const s
 
 void add_attention_backward_kernels(py::module_ &m) {
     m.def("pooling_attention_backward",
-          [](const std::string &dtype, bool tf32, const std::array<int64_t, 5> &sizes,
+          [](const std::string &dtype, bool tf32, int64_t multiprocessors, const std::array<int64_t, 5> &sizes,
              const std::array<Strided, 4> &inputs, const std::array<int64_t, 3> &grid_k, double scale, bool has_cls,
              const std::string &residual, uintptr_t lse, const Strided &grad_out, uintptr_t grad_lse,
              const std::array<uintptr_t, 4> &gradients, uint64_t seed) {
               const AttentionBackwardProblem p = problem_of(dtype, tf32, sizes, inputs, grid_k, scale, has_cls,
                                                             residual, lse, grad_out, grad_lse, gradients);
+              set_multiprocessors(multiprocessors);
               const Scratch scratch(cuda::pooling_attention_backward_scratch(p));
               if (const char *const reason = cuda::pooling_attention_backward(p, scratch.data(), &seed))
                   throw std::runtime_error(reason);

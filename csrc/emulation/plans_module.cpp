@@ -23,12 +23,14 @@ AttentionProblem attention_of(const std::string &dtype, const std::array<int64_t
 }
 
 // With all gradients asked for.
-py::dict attention_backward(const std::string &dtype, const std::array<int64_t, 5> &sizes, const Grid &grid_k) {
+py::dict attention_backward(const std::string &dtype, bool tf32, const std::array<int64_t, 5> &sizes,
+                            const Grid &grid_k, int64_t multiprocessors) {
     AttentionBackwardProblem g = {};
     g.forward = attention_of(dtype, sizes, grid_k);
+    g.forward.tf32 = tf32;
     g.q = g.k = g.v = there;
     g.rel_pos = g.forward.rel_pos ? there : nullptr;
-    const AttentionBackwardPlan plan = attention_backward_plan(g);
+    const AttentionBackwardPlan plan = attention_backward_plan(g, multiprocessors);
     py::dict d;
     d["tile"] = kBackwardTile;
     d["query_tiles"] = plan.query_tiles, d["key_tiles"] = plan.key_tiles;
@@ -36,7 +38,13 @@ py::dict attention_backward(const std::string &dtype, const std::array<int64_t, 
     d["q_blocks"] = grad_q_blocks(g, plan), d["kv_blocks"] = grad_kv_blocks(g, plan);
     d["least_part_tiles"] = kGradKvLeastTiles, d["wanted_blocks"] = kGradKvBlocks;
     d["shared_bytes"] = backward_shared_bytes(g.forward.dtype, g.forward.head_dim, rel_pos_entries(g.forward));
-    d["sum_bytes"] = plan.total_bytes - plan.k_sums, d["scratch_bytes"] = plan.total_bytes;
+    d["sum_bytes"] = plan.delta_sums - plan.k_sums, d["scratch_bytes"] = plan.total_bytes;
+    d["key_parts"] = plan.key_parts, d["key_part_tiles"] = plan.key_part_tiles;
+    d["key_sum_bytes"] = plan.total_bytes - plan.delta_sums;
+    const auto cost = [&](int64_t tiles, int64_t parts) {
+        return grad_q_cost(g.forward, grad_q_blocks(g, plan) / plan.key_parts * parts, tiles, parts, multiprocessors);
+    };
+    d["cost"] = cost(plan.key_part_tiles, plan.key_parts), d["cost_of_one_part"] = cost(plan.key_tiles, 1);
     return d;
 }
 

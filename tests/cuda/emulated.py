@@ -71,9 +71,13 @@ def pooling_attention_backward(
     grad_lse: Tensor | None = None,
     needs: tuple[bool, bool, bool, bool] = (True, True, True, True),
     tf32: bool = False,
+    multiprocessors: int = 1,
     seed: int = 0,
 ) -> list[Tensor | None]:
-    """Gradients of q, k, v and rel_pos; None where not needed. grad_out is (B, Nq, H, D)."""
+    """Gradients of q, k, v and rel_pos; None where not needed. grad_out is (B, Nq, H, D).
+
+    With more multiprocessors than the problem has blocks, that of q may split the keys among blocks.
+    """
     batch, heads, num_q, dim = q.shape
     shapes = (q, k, v, rel_pos)
     made = [
@@ -81,7 +85,7 @@ def pooling_attention_backward(
     ]
     strides = grad_out.transpose(1, 2).stride()[:3]
     emulation.pooling_attention_backward(
-        *(_name(q), tf32, (batch, heads, num_q, k.shape[2], dim)),
+        *(_name(q), tf32, multiprocessors, (batch, heads, num_q, k.shape[2], dim)),
         [(0, (0, 0, 0)) if x is None else (x.data_ptr(), x.stride()[:3]) for x in shapes],
         *((0, 0, 0) if rel_pos is None else grid_k, scale, has_cls, residual),
         *(lse.data_ptr(), (grad_out.data_ptr(), strides), 0 if grad_lse is None else grad_lse.data_ptr()),

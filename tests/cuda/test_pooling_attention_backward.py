@@ -109,7 +109,7 @@ def test_gradients_match_float64_at_every_tail_of_a_query_tile(emulation, num_q)
 def test_gradients_of_many_queries_are_summed_in_parts(emulation, rel_pos) -> None:
     case = AttentionCase((1, 1, 1087), (1, 3, 6), batch=1, heads=2, head_dim=16, rel_pos=rel_pos)
     sizes = (1, 2, case.num_q, case.num_k, 16)
-    assert emulation.plan_of_attention_backward("bfloat16", sizes, case.grid_k)["parts"] == 2
+    assert emulation.plan_of_attention_backward("bfloat16", False, sizes, case.grid_k, 1)["parts"] == 2
     problem = Problem(case, torch.bfloat16)
     problem.check(problem.run(emulation))
 

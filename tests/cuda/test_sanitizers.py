@@ -41,14 +41,14 @@ def attention(dtype, dim, num_q, num_k, grid_k, tf32=False, multiprocessors=1):
         0.1, True, "no_cls", room(num_q * 2 * dim, size), room(2 * num_q, 4), 3)
 
 
-def attention_backward(dtype, dim, num_q, num_k, grid_k, tf32=False):
+def attention_backward(dtype, dim, num_q, num_k, grid_k, tf32=False, multiprocessors=1):
     contiguous = lambda n: (2 * n * dim, n * dim, dim)
     entries, size = sum(grid_k), 4 if dtype == "float32" else 2
     tokens = (num_q, num_k, num_k, num_q, num_q, num_k, num_k)
     q, k, v, grad, dq, dk, dv = (room(2 * n * dim, size) for n in tokens)
     rel_pos, d_rel_pos = (room(2 * num_q * entries, 4) if entries else 0 for _ in range(2))
     emulation.pooling_attention_backward(
-        dtype, tf32, (1, 2, num_q, num_k, dim),
+        dtype, tf32, multiprocessors, (1, 2, num_q, num_k, dim),
         [(q, contiguous(num_q)), (k, contiguous(num_k)), (v, contiguous(num_k)),
          (rel_pos, (2 * num_q * entries, num_q * entries, entries))],
         grid_k, 0.1, True, "no_cls", room(2 * num_q, 4), (grad, contiguous(num_q)), room(2 * num_q, 4),
@@ -116,6 +116,8 @@ attention_backward("float16", 72, 1030, 5, (0, 0, 0))
 attention_backward("float32", 72, 70, 1 + 2 * 3 * 4, (2, 3, 4))
 attention_backward("float32", 96, 1030, 5, (0, 0, 0))
 attention_backward("float32", 48, 17, 1 + 2 * 3 * 4, (2, 3, 4), tf32=True)
+attention_backward("bfloat16", 96, 5, 1 + 2 * 20 * 25, (2, 20, 25), multiprocessors=50)
+attention_backward("float32", 72, 5, 1 + 7 * 20, (1, 7, 20), multiprocessors=50)
 pooling("bfloat16", 2, 96, "conv", (3, 3, 3), (1, 2, 2))
 pooling("float32", 4, 72, "max", (1, 3, 3), (1, 1, 1))
 pooling_backward("bfloat16", 2, 96, "conv", (3, 3, 3), (1, 2, 2))

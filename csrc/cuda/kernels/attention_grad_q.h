@@ -5,8 +5,14 @@
 //   second walk         the same, dP's accumulators beginning at -delta; dS = P * dP in the input dtype; dq += dS k
 //   relative position   bias and the rows' gradients by products with a one-hot matrix (one_hot_products.h)
 //   epilogue            scale * dq, + dO (residual pooling), rounded once, stored as rows of 16 bytes
+//
+// With few queries the keys are split: a block has a part of them, and each walk is a launch of its own. The first ends
+// with the part's sum for delta; the second begins with all of them, added up in order, and ends with the part's sums
+// of scale * dq and of the rows' gradients, which attention_grad_sum adds up.
+//
 // Also written, for attention_grad_kv: lse and delta - grad_lse of each query, and its row of bias as 16-bit numbers.
-// Work per block: 10 * 64 * Nk * D FLOP, with relative position 10 * 64 * Nk * entries more.
+//
+// Work per block: 10 * 64 * keys * D FLOP, with relative position 10 * 64 * keys * entries more.
 #pragma once
 
 #include "cuda/kernels/one_hot_products.h"
@@ -15,7 +21,7 @@
 
 namespace mvit::cuda {
 
-template <class T, int kDim, bool kRelPos>
+template <class T, int kDim, bool kRelPos, bool kSplit>
 MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     attention_grad_q(const MVIT_GRID_CONSTANT AttentionBackwardWork w) {
     using Rows = Tile<kDim>;
@@ -28,16 +34,25 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     const AttentionBackwardProblem &g = w.gradients;
     const AttentionProblem &p = g.forward;
     const int thread = thread_index(), lane = lane_index(), warp = warp_index();
-    const int64_t block = block_index(), tile = block % w.plan.query_tiles, bh = block / w.plan.query_tiles;
+    const int64_t block = block_index(), tile = block % w.plan.query_tiles;
+    const int64_t part = kSplit ? block / w.plan.query_tiles % w.plan.key_parts : 0;
+    const int64_t bh = kSplit ? block / w.plan.query_tiles / w.plan.key_parts : block / w.plan.query_tiles;
     const int64_t head = bh % p.heads, batch = bh / p.heads, first_query = tile * kTile;
     const int queries = int(min(p.queries - first_query, kTile)), dim = int(p.head_dim);
-    const bool for_kv = g.k || g.v, needs_ds = g.q || g.k || g.rel_pos, second_walk = g.q || g.rel_pos;
+    const int64_t first_key = kSplit ? part * w.plan.key_part_tiles * kTile : 0;
+    const int64_t keys = kSplit ? min(p.keys - first_key, w.plan.key_part_tiles * kTile) : p.keys;
+    const bool for_kv = (g.k || g.v) && (!kSplit || part == 0);
+    const bool needs_ds = g.q || g.k || g.rel_pos, second_walk = g.q || g.rel_pos;
+    if (kSplit && w.second && !(needs_ds && (second_walk || for_kv)))
+        return;
     const auto at = [&](const void *base, int64_t b, int64_t h) {
         return static_cast<const char *>(base) + 2 * (batch * b + head * h);
     };
 
-    TileCopy<kTile, kDim, kThreads> k_copy(at(p.k, p.k_stride_b, p.k_stride_h), p.k_stride_n);
-    TileCopy<kTile, kDim, kThreads> v_copy(at(p.v, p.v_stride_b, p.v_stride_h), p.v_stride_n);
+    TileCopy<kTile, kDim, kThreads> k_copy(at(p.k, p.k_stride_b, p.k_stride_h) + 2 * first_key * p.k_stride_n,
+                                           p.k_stride_n);
+    TileCopy<kTile, kDim, kThreads> v_copy(at(p.v, p.v_stride_b, p.v_stride_h) + 2 * first_key * p.v_stride_n,
+                                           p.v_stride_n);
     if (needs_ds) {
         TileCopy<kTile, kDim, kThreads>(at(p.q, p.q_stride_b, p.q_stride_h) + 2 * first_query * p.q_stride_n,
                                         p.q_stride_n)
@@ -45,8 +60,8 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
         TileCopy<kTile, kDim, kThreads>(at(g.grad_out, g.stride_b, g.stride_h) + 2 * first_query * g.stride_n,
                                         g.stride_n)
             .start(kStage + kTileBytes, queries, dim);
-        k_copy.start(0, int(min(p.keys, kTile)), dim);
-        v_copy.start(kTileBytes, int(min(p.keys, kTile)), dim);
+        k_copy.start(0, int(min(keys, kTile)), dim);
+        v_copy.start(kTileBytes, int(min(keys, kTile)), dim);
         cp_async_commit();
     }
 
@@ -65,7 +80,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
             if (lse[i] == negative_infinity() || lse[i] == -negative_infinity())
                 lse[i] *= 0;
         }
-        if (for_kv && lane % 4 == 0)
+        if (for_kv && lane % 4 == 0 && !(kSplit && w.second))
             store_global(statistics + row, lse[i]);
     }
 
@@ -88,7 +103,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
                          biased && entry + 1 < entries ? load_global<float>(from + entry + 1) : 0.0f, rounded, rests);
                 store_shared(kBias + Shared(row) * bias_row + Shared(2 * entry), rounded);
                 store_shared(kBias + Shared(row) * bias_row + rest + Shared(2 * entry), rests);
-                if (for_kv && row < queries && 4 * entry < stored_row) {
+                if (for_kv && row < queries && 4 * entry < stored_row && !(kSplit && w.second)) {
                     store_global(stored + row * stored_row + 2 * entry, rounded);
                     store_global(stored + row * stored_row + stored_row / 2 + 2 * entry, rests);
                 }
@@ -104,9 +119,9 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     KeyPlace place; // in the second tile, and on
     uint32_t first_entries = KeyPlace::kNone;
     if constexpr (kRelPos) {
-        place.go_to(p, thread);
+        place.go_to(p, first_key + thread);
         first_entries = place.entries(p);
-        place.go_to(p, kTile + thread);
+        place.go_to(p, first_key + kTile + thread);
         if (thread < kTile)
             ones.move_to(first_entries);
         for (int entry = 0; entry < depth; entry += 8)
@@ -139,7 +154,7 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
         if (next == 0)
             k_copy.rewind(w.plan.key_tiles), v_copy.rewind(w.plan.key_tiles);
         if (next >= 0) {
-            const int count = int(min(p.keys - next, kTile));
+            const int count = int(min(keys - next, kTile));
             k_copy.start(kStage - stage, count, dim);
             v_copy.start(kStage - stage + kTileBytes, count, dim);
             cp_async_commit();
@@ -205,28 +220,48 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     const auto walk = [&](auto second, bool again) {
         int64_t key = 0;
         MVIT_NO_UNROLL
-        for (; key + kTile <= p.keys; key += kTile) {
-            const bool more = key + kTile < p.keys;
+        for (; key + kTile <= keys; key += kTile) {
+            const bool more = key + kTile < keys;
             begin(more ? key + kTile : again ? 0 : -1);
             MVIT_NO_UNROLL
             for (int from = 0; from < kTile / 16; from += kSteps)
                 step(second, Number<kSteps>{}, Number<0>{}, from, kTile);
             end();
         }
-        if (key < p.keys) {
+        if (key < keys) {
             begin(again ? 0 : -1);
-            const int left = int(p.keys - key);
+            const int left = int(keys - key);
             MVIT_NO_UNROLL
             for (int from = 0; 16 * from < left; ++from)
                 step(second, Number<1>{}, Number<1>{}, from, left);
             end();
         }
     };
-    walk(Number<0>{}, second_walk);
+    if (!kSplit || !w.second) {
+        walk(Number<0>{}, !kSplit && second_walk);
+        MVIT_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            delta[i] += shuffle_xor(delta[i], 1);
+            delta[i] += shuffle_xor(delta[i], 2);
+        }
+    }
+    if constexpr (kSplit) {
+        const int64_t of_part = p.batch * p.heads * w.plan.query_tiles * kTile;
+        float *const sums_of_delta = reinterpret_cast<float *>(w.scratch + w.plan.delta_sums) +
+                                     (bh * w.plan.query_tiles + tile) * kTile + 16 * warp + lane / 4;
+        MVIT_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            if (w.second)
+                for (int64_t other = 0; other < w.plan.key_parts; ++other)
+                    delta[i] += load_global<float>(sums_of_delta + other * of_part + 8 * i);
+            else if (lane % 4 == 0)
+                store_global(sums_of_delta + part * of_part + 8 * i, delta[i]);
+        }
+        if (!w.second)
+            return;
+    }
     MVIT_UNROLL
     for (int i = 0; i < 2; ++i) {
-        delta[i] += shuffle_xor(delta[i], 1);
-        delta[i] += shuffle_xor(delta[i], 2);
         const int row = 16 * warp + lane / 4 + 8 * i;
         if (g.grad_lse && row < queries)
             delta[i] -= load_global<float>(static_cast<const float *>(g.grad_lse) + bh * p.queries + first_query + row);
@@ -235,13 +270,16 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     }
     if (!second_walk)
         return;
-    if constexpr (kRelPos)
+    if constexpr (kRelPos && !kSplit)
         place.go_to(p, kTile + thread);
     walk(Number<1>{}, false);
 
     if constexpr (kRelPos) {
         if (g.rel_pos) {
-            float *const to = static_cast<float *>(g.rel_pos) + (bh * p.queries + first_query) * entries;
+            float *to = static_cast<float *>(g.rel_pos) + (bh * p.queries + first_query) * entries;
+            if constexpr (kSplit)
+                to = reinterpret_cast<float *>(w.scratch + w.plan.rel_pos_sums) +
+                     ((part * p.batch * p.heads + bh) * p.queries + first_query) * entries;
             for (int entry = 2 * (lane % 4); entry < entries; entry += 8) {
                 const Float4 sum = load_shared<Float4>(sums + Shared(entry / 8) * kSumStep);
                 MVIT_UNROLL
@@ -256,22 +294,37 @@ MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, kBackwardBlocks)
     }
     if (!g.q)
         return;
-    // Each warp turns its 16 rows round through the stage that is free.
-    MVIT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-        const int row = 16 * warp + lane / 4 + 8 * i;
-        const bool residual =
-            p.residual == Residual::all || (p.residual == Residual::no_cls && first_query + row >= (p.has_cls ? 1 : 0));
+    if constexpr (kSplit) {
+        float *const to = reinterpret_cast<float *>(w.scratch + w.plan.q_sums) +
+                          ((part * p.batch * p.heads + bh) * p.queries + first_query) * p.head_dim;
         MVIT_UNROLL
-        for (int d = 0; d < 2 * kDimSteps; ++d) {
-            float low, high;
-            unpack<T>(residual ? grad[d / 2][d % 2 * 2 + i] : 0, low, high);
-            store_shared(stage + Rows::offset(row, d) + Shared(4 * (lane % 4)),
-                         pack<T>(dq[d][2 * i] * scale + low, dq[d][2 * i + 1] * scale + high));
+        for (int i = 0; i < 2; ++i) {
+            const int row = 16 * warp + lane / 4 + 8 * i;
+            MVIT_UNROLL
+            for (int d = 0; d < 2 * kDimSteps; ++d)
+                if (row < queries && 8 * d < dim)
+                    store_global(to + int64_t(row) * dim + 8 * d + 2 * (lane % 4),
+                                 Float2{{dq[d][2 * i] * scale, dq[d][2 * i + 1] * scale}});
         }
+    } else {
+        // Each warp turns its 16 rows round through the stage that is free.
+        MVIT_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            const int row = 16 * warp + lane / 4 + 8 * i;
+            const bool residual = p.residual == Residual::all ||
+                                  (p.residual == Residual::no_cls && first_query + row >= (p.has_cls ? 1 : 0));
+            MVIT_UNROLL
+            for (int d = 0; d < 2 * kDimSteps; ++d) {
+                float low, high;
+                unpack<T>(residual ? grad[d / 2][d % 2 * 2 + i] : 0, low, high);
+                store_shared(stage + Rows::offset(row, d) + Shared(4 * (lane % 4)),
+                             pack<T>(dq[d][2 * i] * scale + low, dq[d][2 * i + 1] * scale + high));
+            }
+        }
+        sync_warp();
+        store_rows<kDim>(static_cast<char *>(g.q) + 2 * (bh * p.queries + first_query) * p.head_dim, stage, queries,
+                         dim);
     }
-    sync_warp();
-    store_rows<kDim>(static_cast<char *>(g.q) + 2 * (bh * p.queries + first_query) * p.head_dim, stage, queries, dim);
 }
 
 } // namespace mvit::cuda
