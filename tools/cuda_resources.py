@@ -94,7 +94,7 @@ FAMILIES = {
         *((ATTENTION_DIMS, _BOOL, _BOOL), "attention_grad_kv_float32", "AttentionBackwardWork", 255, 83),
         tuple(f"{dim}, true" for dim in ATTENTION_DIMS),
     ),
-    "attention_grad_sum": Family((_TYPES,), "attention_grad_sum", "AttentionBackwardWork", 64, 0),
+    "attention_grad_sum": Family((_TYPES,), "attention_grad_sum", "AttentionBackwardWork", 80, 0),
     "pool3d_norm": Family((_TYPES,), "pool3d_norm", "PoolPlan", 168, 74),
     "pool3d_norm_strips": Family((_TYPES,), "pool3d_norm", "PoolPlan", 128, 42),
     "pool3d_norm_backward_outputs": Family(

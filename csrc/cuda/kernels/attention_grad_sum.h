@@ -10,7 +10,7 @@
 namespace mvit::cuda {
 
 template <class T>
-MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, 8)
+MVIT_KERNEL void MVIT_LAUNCH_BOUNDS(kBackwardThreads, 6)
     attention_grad_sum(const MVIT_GRID_CONSTANT AttentionBackwardWork w) {
     const AttentionBackwardProblem &g = w.gradients;
     const AttentionProblem &p = g.forward;
