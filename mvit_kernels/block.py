@@ -50,6 +50,7 @@ def _norm_and_mlp(block: Block, x: Tensor) -> Tensor:
     """The second half: norm2, the MLP and its residual."""
     change = None if block.project_first else block.project  # of channels, on the skip path
     if isinstance(block.mlp, Mlp) and block.drop_path is None and _runs_in_one_pass(block.norm2, block.mlp, x):
+        # The norm again, for the skip path alone: it costs less than tokens that are written for both.
         skip = None if change is None else project(_norm(block.norm2, x, narrow=True), change)
         return ops.norm_mlp(
             *(x, block.norm2.weight, block.norm2.bias),

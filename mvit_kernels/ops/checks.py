@@ -160,6 +160,15 @@ def narrower(op: str, dtype: torch.dtype, x: Tensor) -> None:
         raise TypeError(f"{op}: dtype is {dtype} for x of {x.dtype}, {x.dtype} is right (or a half one for float32)")
 
 
+def residual(op: str, value: Tensor, x: Tensor, outputs: int, dtype: torch.dtype, like: str) -> None:
+    """What is added to the result (..., outputs) of x (..., C)."""
+    floating(op, "residual", value)
+    right = (*x.shape[:-1], outputs)
+    if value.shape != right:
+        raise ValueError(f"{op}: residual has shape {tuple(value.shape)}, {right} is right")
+    same_or_float32(op, "residual", value, dtype, like)
+
+
 def same_or_float32(op: str, name: str, value: Tensor, dtype: torch.dtype, like: str) -> None:
     """`value` has `dtype`, which is that of `like`, or float32 where that is a half one."""
     wide = torch.promote_types(dtype, torch.float32)

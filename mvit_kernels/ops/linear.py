@@ -44,11 +44,7 @@ def linear(
     if x.dim() < 1 or x.shape[-1] != inputs:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}, (..., {inputs}) like weight is right")
     if residual is not None:
-        checks.floating(op, "residual", residual)
-        if residual.shape != (*x.shape[:-1], outputs):
-            right = (*x.shape[:-1], outputs)
-            raise ValueError(f"{op}: residual has shape {tuple(residual.shape)}, {right} is right")
-        checks.same_or_float32(op, "residual", residual, x.dtype, "x")
+        checks.residual(op, residual, x, outputs, x.dtype, "x")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation is {activation!r}, one of {', '.join(ACTIVATIONS)} is right")
     checks.same_device(op, ("x", x), ("weight", weight), ("bias", bias), ("residual", residual))

@@ -71,11 +71,7 @@ def norm_mlp(
         if outputs != channels:
             raise ValueError(f"{op}: residual is None, (..., {outputs}) is right: x has {channels} channels")
     else:
-        checks.floating(op, "residual", residual)
-        if residual.shape != (*x.shape[:-1], outputs):
-            right = (*x.shape[:-1], outputs)
-            raise ValueError(f"{op}: residual has shape {tuple(residual.shape)}, {right} is right")
-        checks.same_or_float32(op, "residual", residual, dtype, "dtype")
+        checks.residual(op, residual, x, outputs, dtype, "dtype")
     tensors = {
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,

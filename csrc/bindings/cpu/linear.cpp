@@ -45,6 +45,15 @@ Activation activation_of(const char *op, const std::string &name) {
     return name == "gelu" ? Activation::gelu : Activation::none;
 }
 
+// A parameter (channels,), or none; `tensor` keeps what the result points to.
+Parameter channels_of(const char *op, const char *argument, std::optional<Tensor> &tensor, int64_t channels,
+                      const Tensor &x) {
+    if (!tensor)
+        return {};
+    tensor = parameter(op, argument, *tensor, {channels}, x);
+    return as_parameter(op, argument, *tensor);
+}
+
 // A weight (out, in) and its bias; `weight` and `bias` keep what the result points to.
 Layer layer_of(const char *op, const std::string &name, Tensor &weight, std::optional<Tensor> &bias, const Tensor &x,
                DType dtype) {
@@ -68,11 +77,30 @@ Layer layer_of(const char *op, const std::string &name, Tensor &weight, std::opt
         layer.weight.data = weight.const_data_ptr();
         layer.stride_in = 1;
     }
-    if (bias) {
-        bias = parameter(op, bias_name.c_str(), *bias, {layer.out}, x);
-        layer.bias = as_parameter(op, bias_name.c_str(), *bias);
-    }
+    layer.bias = channels_of(op, bias_name.c_str(), bias, layer.out, x);
     return layer;
+}
+
+// The output (..., out) of a problem on x (..., in), and the residual that it adds; `residual` keeps what the problem
+// points to.
+template <class Problem>
+Tensor output_of(const char *op, Problem &p, const Tensor &x, std::optional<Tensor> &residual, int64_t out) {
+    p.y_dtype = residual ? dtype_of(op, "residual", *residual) : p.dtype;
+    const auto sizes = x.sizes();
+    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    shape.back() = out;
+    if (residual) {
+        STD_TORCH_CHECK(widens(p.dtype, p.y_dtype), op, ": residual has dtype ",
+                        torch::headeronly::toString(residual->scalar_type()),
+                        ", it must be that of the products, or float32 for half ones");
+        check_shape(op, "residual", *residual, shape);
+        residual = rows_of(op, "residual", *residual, out);
+        p.residual = residual->const_data_ptr();
+        p.residual_stride = row_stride(*residual, out);
+    }
+    Tensor y = empty(x, shape, scalar_type_of(p.y_dtype));
+    p.y = y.mutable_data_ptr();
+    return y;
 }
 
 Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
@@ -87,21 +115,7 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
     p.x = x.const_data_ptr();
     p.x_stride = row_stride(x, in);
     p.activation = activation_of(op, activation);
-    p.y_dtype = residual ? dtype_of(op, "residual", *residual) : p.dtype;
-    const auto sizes = x.sizes();
-    std::vector<int64_t> shape(sizes.begin(), sizes.end());
-    shape.back() = out;
-    if (residual) {
-        STD_TORCH_CHECK(widens(p.dtype, p.y_dtype), op, ": residual has dtype ",
-                        torch::headeronly::toString(residual->scalar_type()),
-                        ", it must be that of x, or float32 for a half x");
-        check_shape(op, "residual", *residual, shape);
-        residual = rows_of(op, "residual", *residual, out);
-        p.residual = residual->const_data_ptr();
-        p.residual_stride = row_stride(*residual, out);
-    }
-    Tensor y = empty(x, shape, scalar_type_of(p.y_dtype));
-    p.y = y.mutable_data_ptr();
+    Tensor y = output_of(op, p, x, residual, out);
     if (p.rows > 0 && out > 0) {
         const cpu::Kernels &kernels = cpu::kernels();
         run_kernel(x, p, kernels.linear_scratch, kernels.linear);
@@ -119,14 +133,8 @@ Tensor layer_norm(Tensor x, std::optional<Tensor> weight, std::optional<Tensor> 
     p.rows = row_count(x);
     p.x = x.const_data_ptr();
     p.x_stride = row_stride(x, p.channels);
-    if (weight) {
-        weight = parameter(op, "weight", *weight, {p.channels}, x);
-        p.weight = as_parameter(op, "weight", *weight);
-    }
-    if (bias) {
-        bias = parameter(op, "bias", *bias, {p.channels}, x);
-        p.bias = as_parameter(op, "bias", *bias);
-    }
+    p.weight = channels_of(op, "weight", weight, p.channels, x);
+    p.bias = channels_of(op, "bias", bias, p.channels, x);
     p.eps = eps;
     const auto sizes = x.sizes();
     Tensor y = empty(x, std::vector<int64_t>(sizes.begin(), sizes.end()), dtype);
@@ -159,29 +167,12 @@ Tensor norm_mlp(Tensor x, std::optional<Tensor> norm_weight, std::optional<Tenso
     p.rows = row_count(x);
     p.x = x.const_data_ptr();
     p.x_stride = row_stride(x, channels);
-    if (norm_weight) {
-        norm_weight = parameter(op, "norm_weight", *norm_weight, {channels}, x);
-        p.norm_weight = as_parameter(op, "norm_weight", *norm_weight);
-    }
-    if (norm_bias) {
-        norm_bias = parameter(op, "norm_bias", *norm_bias, {channels}, x);
-        p.norm_bias = as_parameter(op, "norm_bias", *norm_bias);
-    }
+    p.norm_weight = channels_of(op, "norm_weight", norm_weight, channels, x);
+    p.norm_bias = channels_of(op, "norm_bias", norm_bias, channels, x);
     p.eps = eps;
-    const auto sizes = x.sizes();
-    std::vector<int64_t> shape(sizes.begin(), sizes.end());
-    shape.back() = out;
-    Tensor added = residual ? *residual : x;
-    p.y_dtype = dtype_of(op, "residual", added);
-    STD_TORCH_CHECK(widens(p.dtype, p.y_dtype), op, ": residual has dtype ",
-                    torch::headeronly::toString(added.scalar_type()),
-                    ", it must be that of the products, or float32 for half ones");
-    check_shape(op, "residual", added, shape);
-    added = rows_of(op, "residual", added, out);
-    p.residual = added.const_data_ptr();
-    p.residual_stride = row_stride(added, out);
-    Tensor y = empty(x, shape, added.scalar_type());
-    p.y = y.mutable_data_ptr();
+    if (!residual)
+        residual = x;
+    Tensor y = output_of(op, p, x, residual, out);
     if (p.rows > 0 && out > 0) {
         const cpu::Kernels &kernels = cpu::kernels();
         run_kernel(x, p, kernels.norm_mlp_scratch, kernels.norm_mlp);
